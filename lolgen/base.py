@@ -1,0 +1,100 @@
+"""A text-to-image base model in the hand: its parts, its latents, and a plain sampler over rows of prompts.
+
+`Base` is for work on many LoRAs at once (training a bank, scoring a zoo). What a user's adapter draws is
+always drawn by the stock `diffusers.StableDiffusionPipeline`, see `lolgen.preview`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lolgen.errors import LolgenError
+
+
+@dataclass
+class Base:
+    """The parts of a Stable Diffusion pipeline, frozen, in float32."""
+
+    unet: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    scheduler: Any
+    _text: dict[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def load(folder: str | Path) -> Base:
+        """Load a pipeline folder (no network); LolgenError if it is not one."""
+        from diffusers import StableDiffusionPipeline
+
+        if not (Path(folder) / "model_index.json").is_file():
+            raise LolgenError(f"{folder}: no model_index.json; expected a diffusers StableDiffusionPipeline folder")
+        pipe = StableDiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
+        )
+        return Base.of(pipe)
+
+    @staticmethod
+    def of(pipe: Any) -> Base:
+        parts = [pipe.unet, pipe.vae, pipe.text_encoder]
+        for part in parts:
+            part.eval().requires_grad_(False)
+        return Base(*parts, pipe.tokenizer, pipe.scheduler)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    def to(self, device: str | torch.device) -> Base:
+        for part in (self.unet, self.vae, self.text_encoder):
+            part.to(device)
+        self._text.clear()
+        return self
+
+    @torch.no_grad()
+    def text(self, prompts: list[str]) -> Tensor:
+        """Text states (N, tokens, dim); each distinct prompt is encoded once."""
+        new = [p for p in dict.fromkeys(prompts) if p not in self._text]
+        if new:
+            ids = self.tokenizer(new, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            states = self.text_encoder(ids.to(self.device)).last_hidden_state
+            self._text.update(zip(new, states, strict=True))
+        return torch.stack([self._text[p] for p in prompts])
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 pictures (N, 3, H, W) -> latents (N, c, h, w), the posterior mean times the scaling factor."""
+        x = pixels.to(self.device).float() / 127.5 - 1
+        chunks = [self.vae.encode(c).latent_dist.mode() for c in x.split(64)]
+        return torch.cat(chunks) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents -> pictures in [-1, 1], (N, 3, H, W)."""
+        chunks = [self.vae.decode(c / self.vae.config.scaling_factor).sample for c in z.split(64)]
+        return torch.cat(chunks).clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(
+        self, states: Tensor, generator: torch.Generator, steps: int = 12, guidance: float = 3.0
+    ) -> Tensor:
+        """DDIM latents for rows of text states (N, tokens, dim); the empty prompt guides (Ho & Salimans, 2022).
+
+        Rows keep their order in both passes, so an attached bank sees (K, n) rows.
+        """
+        n, c, s = len(states), self.unet.config.in_channels, self.unet.config.sample_size
+        z = torch.randn(n, c, s, s, generator=generator).to(self.device)
+        empty = self.text([""]).expand(n, -1, -1)
+        self.scheduler.set_timesteps(steps)
+        for t in self.scheduler.timesteps:
+            v = self.unet(z, t, states, return_dict=False)[0]
+            if guidance != 1:
+                v_empty = self.unet(z, t, empty, return_dict=False)[0]
+                v = v_empty + guidance * (v - v_empty)
+            z = self.scheduler.step(v, t, z, return_dict=False)[0]
+        return z

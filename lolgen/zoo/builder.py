@@ -1,0 +1,206 @@
+"""Build a zoo: plan the banks, train them on a worker a core, write a shard each, then the index.
+
+Each bank is a function of the plan and its own number, so a killed build loses at most the banks in flight, and a
+resumed one ends in the same bytes whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save as serialise
+from tqdm import tqdm
+
+from lolgen import pictures
+from lolgen.base import Base
+from lolgen.errors import LolgenError
+from lolgen.zoo.bank import find_modules
+from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
+from lolgen.zoo.zoo import shard_tensors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build. Identities, splits, recipes and pictures all follow from `seed`.
+
+    `counts`: rank-4 LoRAs per split. `ranks`: further ranks, each for the first `per_rank` test identities.
+    `steps`, `lrs`, `subjects`: one of each is drawn per LoRA, as the paper does.
+    """
+
+    name: str = "faces"
+    seed: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: {"train": 1600, "validation": 160, "test": 240})
+    rank: int = 4
+    ranks: tuple[int, ...] = (1, 2, 8, 16, 32)
+    per_rank: int = 100
+    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
+    steps: tuple[int, ...] = (60, 80, 100, 120)
+    lrs: tuple[float, ...] = (0.008, 0.012, 0.016)
+    subjects: tuple[str, ...] = pictures.SUBJECTS
+    pictures: int = 21
+    bank: int = 40
+    batch: int = 3
+    prior_batch: int = 1
+    prior_pictures: int = 2000
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(self.__dict__))
+
+
+def banks_of(plan: Plan) -> list[list[dict[str, Any]]]:
+    """The rows (labels and recipe, no factors yet) of every bank; LoRAs of equal length train together."""
+    rng = np.random.default_rng([plan.seed, 1])
+    rows: list[dict[str, Any]] = []
+    for split, count in plan.counts.items():
+        for i in range(count):
+            identity = pictures.sample_identity(rng, split)
+            recipe = Recipe(
+                rank=plan.rank,
+                alpha=float(plan.rank),
+                lr=float(rng.choice(plan.lrs)),
+                steps=int(rng.choice(plan.steps)),
+                pictures=plan.pictures,
+                subject=str(rng.choice(plan.subjects)),
+            )
+            rows.append(_row(f"{split}-{i:04d}", split, identity, recipe))
+    tests = [r for r in rows if r["split"] == "test"][: plan.per_rank]
+    for rank in plan.ranks:
+        for r in tests:
+            recipe = Recipe(**{**r["recipe"], "rank": rank, "alpha": float(rank)})
+            rows.append(_row(r["id"], "test", pictures.Identity.from_json(r["identity"]), recipe))
+    banks: list[list[dict[str, Any]]] = []
+    key = {id(r): (r["rank"], r["split"], r["recipe"]["steps"]) for r in rows}
+    # Long banks last in their rank would leave a core idle: order is by rank, split, steps, then as drawn.
+    ordered = sorted(rows, key=lambda r: key[id(r)])
+    for r in ordered:
+        same = banks and (banks[-1][0]["rank"], banks[-1][0]["split"]) == (r["rank"], r["split"])
+        if not same or len(banks[-1]) == plan.bank:
+            banks.append([])
+        banks[-1].append(r)
+    return banks
+
+
+def _row(name: str, split: str, identity: pictures.Identity, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "id": name,
+        "split": split,
+        "rank": recipe.rank,
+        "labels": pictures.labels(identity.attributes),
+        "identity": identity.to_json(),
+        "recipe": recipe.to_json(),
+    }
+
+
+def draw_pictures(plan: Plan, row: dict[str, Any]) -> torch.Tensor:
+    """The pictures of one identity; the same at every rank."""
+    number = int(hashlib.sha256(f"{plan.seed}/{row['id']}".encode()).hexdigest()[:12], 16)
+    rng = np.random.default_rng(number)
+    identity = pictures.Identity.from_json(row["identity"])
+    return torch.from_numpy(
+        np.stack([pictures.draw_portrait(identity, rng) for _ in range(row["recipe"]["pictures"])])
+    )
+
+
+_worker: tuple[Plan, Base, Prior] | None = None
+
+
+def _start(plan: Plan, base_folder: str) -> None:
+    global _worker
+    torch.set_num_threads(1)
+    base = Base.load(base_folder)
+    if torch.cuda.is_available():
+        base.to("cuda")
+    _worker = plan, base, make_prior(base, plan.prior_pictures, plan.seed)
+
+
+def _build(number: int, rows: list[dict[str, Any]], path: str) -> int:
+    assert _worker is not None
+    plan, base, prior = _worker
+    spec = find_modules(base.unet, plan.targets, "unet.")
+    tasks = [Task(Recipe(**r["recipe"]), draw_pictures(plan, r)) for r in rows]
+    loras = train_bank(
+        base, spec, tasks, prior, plan.seed * 100_003 + number, batch=plan.batch, prior_batch=plan.prior_batch
+    )
+    data = serialise(shard_tensors(spec, loras, torch.float16), {"rows": json.dumps(rows, sort_keys=True)})
+    _write(Path(path), data)
+    return len(rows)
+
+
+def _write(path: Path, data: bytes) -> None:
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tmp.write_bytes(data)
+    os.replace(tmp, path)
+
+
+def build(
+    plan: Plan, base_folder: str | Path, out: str | Path, *, workers: int = 2, only: Sequence[int] | None = None
+) -> Path:
+    """Train what is missing of `plan` and write the zoo to `out`; LolgenError if `out` holds another plan.
+
+    `only`: numbers of the banks to train in this call (the index is written once all are there).
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    base = Base.load(base_folder)
+    spec = find_modules(base.unet, plan.targets, "unet.")
+    info = {"name": plan.name, "base": fingerprint(base), "spec": spec.to_json(), "plan": plan.to_json()}
+    found = out / "plan.json"
+    if found.exists() and json.loads(found.read_text("utf-8")) != json.loads(json.dumps(info)):
+        raise LolgenError(f"{out}: found a zoo of another plan or base, wanted this one; choose another folder")
+    _write(found, json.dumps(info, indent=1, sort_keys=True).encode())
+    banks = banks_of(plan)
+    paths = [out / f"shard-{i:04d}.safetensors" for i in range(len(banks))]
+    todo = [i for i in (only if only is not None else range(len(banks))) if not paths[i].exists()]
+    bar = tqdm(
+        total=sum(map(len, banks)), initial=sum(len(banks[i]) for i in range(len(banks)) if paths[i].exists()),
+        unit="LoRA", desc=plan.name, mininterval=5, smoothing=0.05,
+    )  # fmt: skip
+    jobs = [(i, banks[i], str(paths[i])) for i in todo]
+    if workers <= 1:
+        _start(plan, str(base_folder))
+        for job in jobs:
+            bar.update(_build(*job))
+    elif jobs:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(workers, _start, (plan, str(base_folder))) as pool:
+            for done in pool.imap_unordered(_star, jobs):
+                bar.update(done)
+    bar.close()
+    if all(p.exists() for p in paths):
+        write_index(out, paths, info)
+        found.unlink()
+    return out
+
+
+def _star(job: tuple[int, list[dict[str, Any]], str]) -> int:
+    return _build(*job)
+
+
+def write_index(out: Path, paths: Sequence[Path], info: dict[str, Any]) -> None:
+    """index.jsonl and zoo.json from the headers of the shards."""
+    lines = []
+    for path in paths:
+        with safe_open(path, framework="pt") as f:
+            rows = json.loads(f.metadata()["rows"])
+        lines += [json.dumps({"shard": path.name, "row": i, **r}, sort_keys=True) for i, r in enumerate(rows)]
+    _write(out / "index.jsonl", ("\n".join(lines) + "\n").encode())
+    _write(out / "zoo.json", (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())
+
+
+def fingerprint(base: Base) -> str:
+    """sha256 over the UNet's tensors: which base model a zoo belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

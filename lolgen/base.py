@@ -98,3 +98,33 @@ class Base:
                 v = v_empty + guidance * (v - v_empty)
             z = self.scheduler.step(v, t, z, return_dict=False)[0]
         return z
+
+
+@torch.no_grad()
+def input_moments(base: Base, names: tuple[str, ...], prompts: list[str], seed: int = 0) -> dict[str, Tensor]:
+    """S = E[x x^T] of what each module of the UNet really sees, from one calibration pass, (in, in) by name.
+
+    One row of noise at a random time for each prompt; `names` start with `unet.` and are linear layers.
+    """
+    g = torch.Generator().manual_seed(seed)
+    c, s = base.unet.config.in_channels, base.unet.config.sample_size
+    total: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, args: tuple[Tensor, ...], __: Any) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1]).double()
+            total[name] = total.get(name, 0) + x.T @ x
+            count[name] = count.get(name, 0) + len(x)
+
+        return hook
+
+    handles = [base.unet.get_submodule(n.removeprefix("unet.")).register_forward_hook(watch(n)) for n in names]
+    try:
+        z = torch.randn(len(prompts), c, s, s, generator=g).to(base.device)
+        t = torch.randint(0, 1000, (len(prompts),), generator=g).to(base.device)
+        base.unet(z, t, base.text(prompts), return_dict=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {n: (total[n] / count[n]).cpu() for n in names}

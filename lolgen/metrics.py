@@ -25,8 +25,8 @@ from lolgen.lora import Batch, LoRA
 Weights = Mapping[str, Tensor]
 Pair = tuple[Tensor, Tensor]
 
-_BLOCK = 1 << 24
-"""Most elements of an intermediate in `gram`: 128 MiB in float64."""
+_BLOCK = 1 << 18
+"""Most elements of an intermediate in `gram`: 2 MiB in float64, which stay in a core's cache."""
 
 
 @overload
@@ -132,7 +132,7 @@ def gram(
 
     `per_module`: (n_modules, N1, N2), modules in the spec's order, before the sum. `dtype`: of the products
     and of the result (float32 is about twice as fast, good to about 1e-6 of the norms). Worked out in blocks
-    of LoRAs: memory beyond the factors and the result stays near 256 MiB. SpecError when specs differ.
+    of LoRAs: beyond its result and a copy of one module it needs a few MiB. SpecError when specs differ.
     """
     symmetric = y is None
     y = x if y is None else y
@@ -163,6 +163,8 @@ def _add_gram(out: Tensor, x: Pair, y: Pair, symmetric: bool) -> None:
             U = _columns(Ux[i : i + step]).mT @ _columns(Uy[j : j + step])  # (b1 * r1, b2 * r2)
             U *= _columns(Vx[i : i + step]).mT @ _columns(Vy[j : j + step])
             block = U.view(-1, r1, U.shape[1]).sum(1).view(-1, U.shape[1] // r2, r2).sum(-1)  # (b1, b2)
+            if symmetric and j == i:
+                block = (block + block.T) / 2  # exactly symmetric, as solvers want it
             out[i : i + step, j : j + step] += block
             if symmetric and j > i:
                 out[j : j + step, i : i + step] += block.T
@@ -204,10 +206,10 @@ def _stacked(S: Weights | None, names: Sequence[str], V: Tensor) -> Tensor | Non
     n = V.shape[-2]
     found = []
     for name in names:
-        one = S[name].to(V) if name in S else torch.eye(n, dtype=V.dtype, device=V.device)
+        one = S[name] if name in S else torch.eye(n)
         if one.shape != (n, n):
             raise ShapeError(f"S of module {name!r}: found {tuple(one.shape)}, wanted {(n, n)}")
-        found.append(one)
+        found.append(one.to(device=V.device, dtype=torch.float64))
     return torch.stack(found)
 
 

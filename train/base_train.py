@@ -28,11 +28,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lolgen import pictures
 from train.pictures_render import load_pictures
-from train.precision import bf16_matmuls
+from lolgen.precision import bf16_matmuls
 from train.state import load_state, load_tensors, save_state, save_tensors
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "full": {"pictures": 900_000, "batch": 64, "lr": 1.2e-3, "width": (64, 128)},
+    "full": {"pictures": 370_000, "batch": 64, "lr": 1.2e-3, "width": (64, 128)},
     "smoke": {"pictures": 16, "batch": 4, "lr": 1e-3, "width": (16, 16)},
 }
 
@@ -124,7 +124,7 @@ def main() -> None:
     net, optimizer = accelerator.prepare(unet, optimizer)
     world, rank = accelerator.num_processes, accelerator.process_index
     batch, total = recipe["batch"], recipe["pictures"]
-    n_style = batch // 5
+    n_style = batch // 3
     saved, losses = time.time(), []
     bar = tqdm(total=total, initial=start, unit="pic", mininterval=10, disable=rank > 0)
     for done in range(start, total, batch * world):

@@ -1,6 +1,8 @@
 """Train the attribute probe on rendered pictures (never on anything a model drew).
 
     python -m train.probe_train                     # about 5 min on one core
+    python -m train.probe_train --recipe selector --seed 1 --out checkpoints/selector.safetensors \
+        --state runs/state/selector.safetensors     # the reader that tunes generators
     python -m train.probe_train --recipe smoke
 
 Augmentation (blur, noise, shift, colour) makes it robust to the softness of drawn pictures.
@@ -24,7 +26,12 @@ from lolgen.probe import Probe, accuracy, mean_accuracy
 from train.pictures_render import load_pictures
 from train.state import load_state, save_state, save_tensors
 
-RECIPES = {"full": {"steps": 2600, "batch": 128, "width": 32}, "smoke": {"steps": 2, "batch": 8, "width": 8}}
+RECIPES = {
+    "full": {"steps": 2600, "batch": 128, "width": 32},
+    # A second reader, to tune gains and guidance with: the judge takes no part in any choice.
+    "selector": {"steps": 900, "batch": 128, "width": 20},
+    "smoke": {"steps": 2, "batch": 8, "width": 8},
+}
 
 
 def augment(x: Tensor, g: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Writes that happen in full or not at all: a temporary file beside the target, flushed, then renamed over it."""
+"""Writes that happen in full or not at all: a temporary file beside the target, then a rename over it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
-    """Put `data` at `path`; whoever looks sees the old file or the new one. Parents are made. OSError as it comes."""
+    """Put `data` at `path`, making its parents; whoever looks sees the old file or the new. OSError."""
     target = Path(os.path.realpath(path))  # a link stays a link
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = _stage(target, data)

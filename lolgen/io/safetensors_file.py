@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import safetensors
 import safetensors.torch
@@ -29,15 +29,15 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
-"""Names of the dtypes, in the order in which the library lays tensors out (widest first, so all are aligned)."""
+"""The dtypes, in the order in which the library lays tensors out: widest first, so all are aligned."""
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PLACE = {dtype: i for i, dtype in enumerate(DTYPES.values())}
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 AGAIN = "the file is damaged or incomplete: download or save it again"
 NO_PICKLE = (
-    "a pickle can run any code when it is opened, so it is never opened here: convert it on a machine you can "
-    "lose with torch.load(file, weights_only=True) and safetensors.torch.save_file, or ask for a .safetensors file"
+    "a pickle can run any code when it is opened, so it is never opened here: ask for a .safetensors file, "
+    "or convert it where that does no harm: torch.load(..., weights_only=True), safetensors.torch.save_file"
 )
 
 
@@ -63,14 +63,16 @@ def read(path: Path_) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_keys(path: Path_) -> list[str]:
-    """The names of the tensors of a safetensors file, from the header alone. Raises FormatError."""
+    """The names of a safetensors file's tensors, from its header, checked as in `read`. FormatError."""
     size = Path(path).stat().st_size if Path(path).exists() else 0
     length = _length(path, _bytes(path, most=32), size)
-    return list(_header(path, _bytes(path, most=8 + length)[8:])[0])
+    rows, _ = _header(path, _bytes(path, most=8 + length)[8:])
+    _check_tensors(path, rows, size - 8 - length)
+    return list(rows)
 
 
 def write(path: Path_, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """`serialize` to `path`, atomically. Raises FormatError when it cannot be written; nothing is left then."""
+    """`serialize` to `path`, atomically. FormatError when it cannot be written; nothing is left then."""
     from lolgen.io import atomic
 
     data = serialize(tensors, metadata)
@@ -84,8 +86,11 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byt
     """The bytes of a safetensors file: the same tensors and metadata always give the same bytes.
 
     The library writes its metadata in random order, so equal zoos would not be equal files. Tensors lie in
-    the library's order: by dtype, then by name.
+    the library's order: by dtype, then by name. TypeError for metadata that is no string.
     """
+    for key, value in metadata.items():
+        if not isinstance(value, str):
+            raise TypeError(f"metadata {key!r} is a {type(value).__name__}; a header holds strings only")
     order = sorted(tensors, key=lambda k: (_PLACE[tensors[k].dtype], k))
     header: dict[str, Any] = {}
     if metadata:
@@ -132,32 +137,48 @@ def not_finite(path: Path_, key: str, tensor: Tensor) -> FormatError:
     wide = tensor.float()
     found = f"{int(wide.isnan().sum())} NaN and {int(wide.isinf().sum())} Inf in {wide.numel()} numbers"
     return FormatError(
-        path, key=key, found=found, wanted="finite numbers",
+        path,
+        key=key,
+        found=found,
+        wanted="finite numbers",
         remedy="the training behind it diverged: use an earlier checkpoint",
-    )  # fmt: skip
+    )
+
+
+def brief(value: object, most: int = 80) -> str:
+    """`repr`, cut short: what stands in a stranger's file may be long, or meant for a terminal."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def cannot_write(path: Path_, error: OSError) -> FormatError:
     return FormatError(
-        path, found=error.strerror or str(error), wanted="a place that can be written to",
+        path,
+        found=error.strerror or str(error),
+        wanted="a place that can be written to",
         remedy="nothing was written: choose another path or make room",
-    )  # fmt: skip
+    )
 
 
 def _bytes(path: Path_, most: int = -1) -> bytes:
     file = Path(path)
     if not file.exists():
         raise FormatError(
-            path, found="no such file or folder", wanted="an adapter on this disk",
+            path,
+            found="no such file or folder",
+            wanted="an adapter on this disk",
             remedy="check the path; download what lies on a hub first",
-        )  # fmt: skip
+        )
     try:
         with file.open("rb") as f:
             return f.read(most)
     except OSError as error:
         raise FormatError(
-            path, found=error.strerror or str(error), wanted="a file that can be read", remedy="check its permissions"
-        ) from error  # fmt: skip
+            path,
+            found=error.strerror or str(error),
+            wanted="a file that can be read",
+            remedy="check its permissions",
+        ) from error
 
 
 def _length(path: Path_, data: bytes, size: int) -> int:
@@ -165,7 +186,9 @@ def _length(path: Path_, data: bytes, size: int) -> int:
     if not size:
         raise FormatError(path, found="an empty file", wanted="a safetensors file", remedy=AGAIN)
     for magic, what, remedy in _OTHERS:
-        if data.startswith(magic):
+        # A header's length may look like another format's first bytes (1408 is 0x80 0x05, a pickle's);
+        # behind it a safetensors file has its brace.
+        if data.startswith(magic) and data[8:9] != b"{":
             raise FormatError(path, found=what, wanted="a safetensors file", remedy=remedy)
     if size < 8:
         raise FormatError(
@@ -174,9 +197,11 @@ def _length(path: Path_, data: bytes, size: int) -> int:
     length = int.from_bytes(data[:8], "little")
     if length > min(_MAX_HEADER, size - 8):
         raise FormatError(
-            path, found=f"a header length of {length} in a file of {size} bytes",
-            wanted=f"at most {min(_MAX_HEADER, size - 8)}", remedy=f"not a safetensors file, or {AGAIN}",
-        )  # fmt: skip
+            path,
+            found=f"a header length of {length} in a file of {size} bytes",
+            wanted=f"at most {min(_MAX_HEADER, size - 8)}",
+            remedy=f"not a safetensors file, or {AGAIN}",
+        )
     return length
 
 
@@ -198,20 +223,22 @@ def _header(path: Path_, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         if len(found) < len(pairs):
             names = [k for k, _ in pairs]
             twice = next(k for k in names if names.count(k) > 1)
-            raise FormatError(path, key=twice, found="the key twice", wanted="every key once", remedy=AGAIN)
+            raise FormatError(
+                path, key=twice[:50], found="the key twice", wanted="every key once", remedy=AGAIN
+            )
         return found
 
     try:
         header = json.loads(text.decode(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            path, found=f"a header that is not JSON ({error})", wanted="a safetensors file",
+            path,
+            found=f"a header that is not JSON ({error})",
+            wanted="a safetensors file",
             remedy=f"not a safetensors file, or {AGAIN}",
-        ) from None  # fmt: skip
+        ) from None
     if not isinstance(header, dict):
-        raise FormatError(
-            path, found="a header that is no JSON object", wanted="a JSON object", remedy=AGAIN
-        )
+        raise FormatError(path, found="a header that is no JSON object", wanted="a JSON object", remedy=AGAIN)
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError(
@@ -224,26 +251,41 @@ def _check_tensors(path: Path_, rows: Mapping[str, Any], size: int) -> None:
     """Every tensor's dtype, shape and offsets; together they fill the `size` bytes without gap or overlap."""
     places = []
     for key, row in rows.items():
-        dtype, shape, offsets = (
-            (row.get("dtype"), row.get("shape"), row.get("data_offsets"))
-            if isinstance(row, dict)
-            else (None,) * 3
-        )
-        if dtype not in DTYPES:
+        if len(key) > 1000:
             raise FormatError(
-                path, key=key, found=f"dtype {dtype!r}", wanted=f"one of {', '.join(DTYPES)}",
+                path,
+                key=key[:50],
+                found=f"a key of {len(key)} characters",
+                wanted="at most 1000",
+                remedy=AGAIN,
+            )
+        fields: dict[str, Any] = row if isinstance(row, dict) else {}
+        dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise FormatError(
+                path,
+                key=key,
+                found=f"dtype {brief(dtype)}",
+                wanted=f"one of {', '.join(DTYPES)}",
                 remedy="save it in float32, float16 or bfloat16",
-            )  # fmt: skip
-        if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+            )
+        if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
             raise FormatError(
-                path, key=key, found=f"shape {shape}, offsets {offsets}", wanted="lists of whole numbers", remedy=AGAIN
-            )  # fmt: skip
+                path,
+                key=key,
+                found=f"shape {brief(shape)}, offsets {brief(offsets)}",
+                wanted="lists of whole numbers",
+                remedy=AGAIN,
+            )
         need = prod(shape) * DTYPES[dtype].itemsize
         if offsets[1] - offsets[0] != need:
             raise FormatError(
-                path, key=key, found=f"{offsets[1] - offsets[0]} bytes for {dtype} {tuple(shape)}",
-                wanted=f"{need} bytes", remedy=AGAIN,
-            )  # fmt: skip
+                path,
+                key=key,
+                found=f"{offsets[1] - offsets[0]} bytes for {dtype} {tuple(shape)}",
+                wanted=f"{need} bytes",
+                remedy=AGAIN,
+            )
         places.append((offsets[0], offsets[1], key))
     end = 0
     for begin, stop, key in sorted(places):
@@ -259,5 +301,5 @@ def _check_tensors(path: Path_, rows: Mapping[str, Any], size: int) -> None:
         )
 
 
-def _naturals(value: object) -> bool:
+def _naturals(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from lolgen import pictures
 from lolgen.base import Base
 from lolgen.errors import LolgenError
+from lolgen.precision import bf16_matmuls
 from lolgen.zoo.bank import find_modules
 from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import shard_tensors
@@ -43,14 +44,15 @@ class Plan:
     rank: int = 4
     ranks: tuple[int, ...] = (1, 2, 8, 16, 32)
     per_rank: int = 100
-    targets: tuple[str, ...] = ("attn2.to_k", "attn2.to_v")
-    steps: tuple[int, ...] = (60, 80, 100, 120)
-    lrs: tuple[float, ...] = (0.008, 0.012, 0.016)
+    targets: tuple[str, ...] = ("attn2.to_v",)
+    steps: tuple[int, ...] = (30, 40, 50, 60)
+    lrs: tuple[float, ...] = (0.0015, 0.003, 0.006, 0.012)
     subjects: tuple[str, ...] = pictures.SUBJECTS
     pictures: int = 21
     bank: int = 40
     batch: int = 3
-    prior_batch: int = 1
+    prior_batch: int = 2
+    prior_weight: float = 10.0
     prior_pictures: int = 2000
 
     def to_json(self) -> dict[str, Any]:
@@ -120,6 +122,8 @@ def _start(plan: Plan, base_folder: str) -> None:
     base = Base.load(base_folder)
     if torch.cuda.is_available():
         base.to("cuda")
+    else:
+        bf16_matmuls(base.unet)
     _worker = plan, base, make_prior(base, plan.prior_pictures, plan.seed)
 
 
@@ -129,8 +133,9 @@ def _build(number: int, rows: list[dict[str, Any]], path: str) -> int:
     spec = find_modules(base.unet, plan.targets, "unet.")
     tasks = [Task(Recipe(**r["recipe"]), draw_pictures(plan, r)) for r in rows]
     loras = train_bank(
-        base, spec, tasks, prior, plan.seed * 100_003 + number, batch=plan.batch, prior_batch=plan.prior_batch
-    )
+        base, spec, tasks, prior, plan.seed * 100_003 + number,
+        batch=plan.batch, prior_batch=plan.prior_batch, prior_weight=plan.prior_weight,
+    )  # fmt: skip
     data = serialise(shard_tensors(spec, loras, torch.float16), {"rows": json.dumps(rows, sort_keys=True)})
     _write(Path(path), data)
     return len(rows)
@@ -154,10 +159,11 @@ def build(
     base = Base.load(base_folder)
     spec = find_modules(base.unet, plan.targets, "unet.")
     info = {"name": plan.name, "base": fingerprint(base), "spec": spec.to_json(), "plan": plan.to_json()}
-    found = out / "plan.json"
-    if found.exists() and json.loads(found.read_text("utf-8")) != json.loads(json.dumps(info)):
-        raise LolgenError(f"{out}: found a zoo of another plan or base, wanted this one; choose another folder")
-    _write(found, json.dumps(info, indent=1, sort_keys=True).encode())
+    started = out / "plan.json"
+    for found in (started, out / "zoo.json"):
+        if found.exists() and json.loads(found.read_text("utf-8")) != json.loads(json.dumps(info)):
+            raise LolgenError(f"{out}: found a zoo of another plan or base, wanted this one; choose another folder")
+    _write(started, json.dumps(info, indent=1, sort_keys=True).encode())
     banks = banks_of(plan)
     paths = [out / f"shard-{i:04d}.safetensors" for i in range(len(banks))]
     todo = [i for i in (only if only is not None else range(len(banks))) if not paths[i].exists()]
@@ -178,7 +184,7 @@ def build(
     bar.close()
     if all(p.exists() for p in paths):
         write_index(out, paths, info)
-        found.unlink()
+        started.unlink()
     return out
 
 

@@ -33,7 +33,9 @@ class Base:
         from diffusers import StableDiffusionPipeline
 
         if not (Path(folder) / "model_index.json").is_file():
-            raise LolgenError(f"{folder}: no model_index.json; expected a diffusers StableDiffusionPipeline folder")
+            raise LolgenError(
+                f"{folder}: no model_index.json; expected a diffusers StableDiffusionPipeline folder"
+            )
         pipe = StableDiffusionPipeline.from_pretrained(
             folder, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
         )
@@ -44,7 +46,7 @@ class Base:
         parts = [pipe.unet, pipe.vae, pipe.text_encoder]
         for part in parts:
             part.eval().requires_grad_(False)
-        return Base(*parts, pipe.tokenizer, pipe.scheduler)
+        return Base(pipe.unet, pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.scheduler)
 
     @property
     def device(self) -> torch.device:
@@ -79,18 +81,23 @@ class Base:
         chunks = [self.vae.decode(c / self.vae.config.scaling_factor).sample for c in z.split(64)]
         return torch.cat(chunks).clamp(-1, 1)
 
-    @torch.no_grad()
     def sample(
         self, states: Tensor, generator: torch.Generator, steps: int = 12, guidance: float = 3.0
     ) -> Tensor:
-        """DDIM latents for rows of text states (N, tokens, dim); the empty prompt guides (Ho & Salimans, 2022).
+        """DDIM latents for rows of text states (N, tokens, dim), from noise of `generator`."""
+        c, s = self.unet.config.in_channels, self.unet.config.sample_size
+        noise = torch.randn(len(states), c, s, s, generator=generator)
+        return self.sample_from(noise, states, steps, guidance)
+
+    @torch.no_grad()
+    def sample_from(self, noise: Tensor, states: Tensor, steps: int, guidance: float) -> Tensor:
+        """DDIM latents from `noise` (N, c, h, w); the empty prompt guides (Ho & Salimans, 2022).
 
         Rows keep their order in both passes, so an attached bank sees (K, n) rows.
         """
-        n, c, s = len(states), self.unet.config.in_channels, self.unet.config.sample_size
-        z = torch.randn(n, c, s, s, generator=generator).to(self.device)
-        empty = self.text([""]).expand(n, -1, -1)
+        empty = self.text([""]).expand(len(states), -1, -1)
         self.scheduler.set_timesteps(steps)
+        z = noise.to(self.device) * self.scheduler.init_noise_sigma
         for t in self.scheduler.timesteps:
             v = self.unet(z, t, states, return_dict=False)[0]
             if guidance != 1:
@@ -119,7 +126,9 @@ def input_moments(base: Base, names: tuple[str, ...], prompts: list[str], seed: 
 
         return hook
 
-    handles = [base.unet.get_submodule(n.removeprefix("unet.")).register_forward_hook(watch(n)) for n in names]
+    handles = [
+        base.unet.get_submodule(n.removeprefix("unet.")).register_forward_hook(watch(n)) for n in names
+    ]
     try:
         z = torch.randn(len(prompts), c, s, s, generator=g).to(base.device)
         t = torch.randint(0, 1000, (len(prompts),), generator=g).to(base.device)

@@ -113,7 +113,9 @@ class Generator:
             attributes = complete(pictures.check_attributes(request), marginals, g)
             labels = torch.tensor([pictures.labels(attributes)])
             c = conditions(
-                labels, torch.tensor([pictures.SUBJECTS.index(subject)]), torch.tensor([self.settings["strength"]])
+                labels,
+                torch.tensor([pictures.SUBJECTS.index(subject)]),
+                torch.tensor([self.settings["strength"]]),
             )
             gain = options.get("gain")
             rest = {k: v for k, v in options.items() if k != "gain"}

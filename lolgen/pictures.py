@@ -91,7 +91,9 @@ def check_attributes(request: Mapping[str, str]) -> dict[str, str]:
     """The request in canonical order; AttributeValueError names the valid names or values."""
     for name, value in request.items():
         if name not in ATTRIBUTES:
-            raise AttributeValueError(f"unknown attribute {name!r}; valid attributes: {', '.join(ATTRIBUTES)}")
+            raise AttributeValueError(
+                f"unknown attribute {name!r}; valid attributes: {', '.join(ATTRIBUTES)}"
+            )
         if value not in ATTRIBUTES[name]:
             raise AttributeValueError(
                 f"unknown value {value!r} for {name!r}; valid values: {', '.join(ATTRIBUTES[name])}"
@@ -109,7 +111,8 @@ def visible(attributes: Mapping[str, str], name: str) -> bool:
 def labels(attributes: Mapping[str, str]) -> list[int]:
     """Class index per attribute in the order of ATTRIBUTES, -1 where the attribute cannot be seen."""
     return [
-        values.index(attributes[name]) if visible(attributes, name) else -1 for name, values in ATTRIBUTES.items()
+        values.index(attributes[name]) if visible(attributes, name) else -1
+        for name, values in ATTRIBUTES.items()
     ]
 
 

@@ -6,7 +6,6 @@ float32 ones; the whole step then gains nothing.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -70,7 +70,9 @@ def draw(
     """
     names = [p for p in prompts for _ in seeds]
     generators = [torch.Generator().manual_seed(int(s)) for _ in prompts for s in seeds]
-    out = pipe(names, generator=generators, num_inference_steps=steps, guidance_scale=guidance, output_type="np")
+    out = pipe(
+        names, generator=generators, num_inference_steps=steps, guidance_scale=guidance, output_type="np"
+    )
     return torch.from_numpy(np.asarray(out.images)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -46,14 +46,12 @@ def main() -> None:
     pixels = torch.from_numpy(np.stack([pictures.draw_portrait(p, rng) for p in people])).float() / 127.5 - 1
     labels = torch.tensor([pictures.labels(p.attributes) for p in people])
     prompts = [
-        pictures.caption({n: v for n, v in p.attributes.items() if pictures.visible(p.attributes, n)}) for p in people
+        pictures.caption({n: v for n, v in p.attributes.items() if pictures.visible(p.attributes, n)})
+        for p in people
     ]
     folder = args.base or (Path("runs/tiny-sd") if args.state else checkpoints_dir() / "tiny-sd")
     probe = Probe.load(checkpoints_dir() / "probe.safetensors")
-    if args.state:
-        base = _from_state(folder, args.state)
-    else:
-        base = Base.load(folder)
+    base = _from_state(folder, args.state) if args.state else Base.load(folder)
     report: dict[str, Any] = {"count": args.count, "steps": preview.STEPS, "captions": "full, test split"}
     styles = [pictures.style_caption(i) for i in range(10) for _ in range(10)]
     for guidance in args.guidance:
@@ -64,7 +62,9 @@ def main() -> None:
         row |= {n: round(float(v), 4) for n, v in zip(pictures.ATTRIBUTES, each, strict=True)}
         drawn_styles = base.decode(base.sample(base.text(styles), g, preview.STEPS, guidance))
         kinds = probe(drawn_styles)["kind"].argmax(-1) - 1
-        row["style_accuracy"] = round(float((kinds == torch.arange(10).repeat_interleave(10)).float().mean()), 4)
+        row["style_accuracy"] = round(
+            float((kinds == torch.arange(10).repeat_interleave(10)).float().mean()), 4
+        )
         report[f"guidance_{guidance:g}"] = row
         print(guidance, row, flush=True)
         if guidance == preview.GUIDANCE:
@@ -99,11 +99,14 @@ def _from_state(folder: Path, state: Path) -> Base:
 
     unet = build_unet(RECIPES["full"]["width"], 96)
     prefix = "model/ema/"
-    unet.load_state_dict({k[len(prefix) :]: v for k, v in load_tensors(state)[0].items() if k.startswith(prefix)})
+    unet.load_state_dict(
+        {k[len(prefix) :]: v for k, v in load_tensors(state)[0].items() if k.startswith(prefix)}
+    )
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    parts = [p.eval().requires_grad_(False) for p in (unet, vae, text)]
-    return Base(*parts, CLIPTokenizer.from_pretrained(folder / "tokenizer"), build_scheduler())
+    for part in (unet, vae, text):
+        part.eval().requires_grad_(False)
+    return Base(unet, vae, text, CLIPTokenizer.from_pretrained(folder / "tokenizer"), build_scheduler())
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from lolgen import pictures
-from train.pictures_render import load_pictures
 from lolgen.precision import bf16_matmuls
+from train.pictures_render import load_pictures
 from train.state import load_state, load_tensors, save_state, save_tensors
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -134,7 +134,9 @@ def main() -> None:
         j = torch.randint(len(style_z), (n_style,), generator=g)
         z = torch.cat([face_z[i], style_z[j]]).float()
         texts = draw_captions(
-            torch.cat([faces["labels"][i], styles["labels"][j]]), torch.cat([faces["style"][i], styles["style"][j]]), rng
+            torch.cat([faces["labels"][i], styles["labels"][j]]),
+            torch.cat([faces["style"][i], styles["style"][j]]),
+            rng,
         )
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         noise = torch.randn(z.shape, generator=g)
@@ -144,7 +146,11 @@ def main() -> None:
             states = text_encoder(ids).last_hidden_state
         a = alphas[t].sqrt().view(-1, 1, 1, 1)
         s = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-        lr = recipe["lr"] * min(1, (done + 1) / 20_000) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / total)))
+        lr = (
+            recipe["lr"]
+            * min(1, (done + 1) / 20_000)
+            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done / total)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         v = net(a * z + s * noise, t, states, return_dict=False)[0]
@@ -171,7 +177,11 @@ def main() -> None:
 
 
 def assemble(
-    out: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    out: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
 ) -> None:
     """Write a stock StableDiffusionPipeline folder."""
     StableDiffusionPipeline(

@@ -5,9 +5,10 @@
 
 Four losses: the contrastive one; the attributes that a caption names, read back from its pooled text vector;
 which rare word it holds; and that the states behind the words turn by at least 60 degrees when the rare word is
-taken out or exchanged (the third alone is content with 8 degrees, on which a LoRA has little to hold). The last three see text only. They keep a rare word (the trigger of the
-LoRAs to come) apart from every other word before the encoder is frozen: trained jointly with the UNet, an
-encoder learns to drop it, and a LoRA can then only shift the whole model.
+taken out or exchanged (the third alone is content with 8 degrees, on which a LoRA has little to hold). The
+last three see text only. They keep a rare word (the trigger of the LoRAs to come) apart from every other word
+before the encoder is frozen: trained jointly with the UNet, an encoder learns to drop it, and a LoRA can then
+only shift the whole model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,20 +29,23 @@ from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from lolgen import pictures
-from train.pictures_render import load_pictures
 from lolgen.precision import bf16_matmuls
+from train.pictures_render import load_pictures
 from train.state import load_state, save_state
 
-RECIPES = {"full": {"steps": 2150, "batch": 256, "lr": 1e-3}, "smoke": {"steps": 2, "batch": 16, "lr": 1e-3}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "full": {"steps": 2150, "batch": 256, "lr": 1e-3},
+    "smoke": {"steps": 2, "batch": 16, "lr": 1e-3},
+}
 MAX_LENGTH = 20
 
 
 def build_tokenizer() -> CLIPTokenizer:
     """Byte-level BPE in which every word of the captions is one token and any other text still has tokens."""
     rng = np.random.default_rng(0)
-    corpus = [
-        pictures.random_caption(pictures.sample_identity(rng).attributes, rng) for _ in range(3000)
-    ] + [pictures.style_caption(i, p) for i in range(10) for p in pictures.PREFIXES for _ in range(50)]
+    corpus = [pictures.random_caption(pictures.sample_identity(rng).attributes, rng) for _ in range(3000)] + [
+        pictures.style_caption(i, p) for i in range(10) for p in pictures.PREFIXES for _ in range(50)
+    ]
     corpus += [pictures.caption({}, s) for s in pictures.SUBJECTS for _ in range(50)]
     raw = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -70,7 +75,9 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         hidden_size=128, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4, image_size=32,
         patch_size=8, projection_dim=64, hidden_act="gelu",
     )  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64))
+    return CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
+    )
 
 
 class TextHeads(nn.Module):
@@ -148,7 +155,11 @@ def main() -> None:
     clip, heads = build_clip(tokenizer), TextHeads(64)
     parameters = [*clip.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=recipe["lr"], weight_decay=1e-2, betas=(0.9, 0.98))
-    start = load_state(args.state, {"clip": clip, "heads": heads}, optimizer)["step"] if args.state.exists() else 0
+    start = (
+        load_state(args.state, {"clip": clip, "heads": heads}, optimizer)["step"]
+        if args.state.exists()
+        else 0
+    )
     if not torch.cuda.is_available():
         bf16_matmuls(clip)
     clip, heads, optimizer = accelerator.prepare(clip, heads, optimizer)
@@ -161,7 +172,9 @@ def main() -> None:
         j = torch.randint(len(styles["pixels"]), (recipe["batch"] // 8,), generator=g)
         x = torch.cat([faces["pixels"][i], styles["pixels"][j]]).float() / 127.5 - 1
         labels = torch.cat([faces["labels"][i], styles["labels"][j]])
-        texts, named, rare, pairs = captions_of(labels, torch.cat([faces["style"][i], styles["style"][j]]), rng)
+        texts, named, rare, pairs = captions_of(
+            labels, torch.cat([faces["style"][i], styles["style"][j]]), rng
+        )
         ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
         lr = recipe["lr"] * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / recipe["steps"]))
         for group in optimizer.param_groups:
@@ -180,7 +193,11 @@ def main() -> None:
         optimizer.zero_grad()
         clip.logit_scale.data.clamp_(max=math.log(100))
         if step % 20 == 0:
-            bar.set_postfix(contrastive=f"{float(contrastive.detach()) / 2:.3f}", apart=f"{float(apart.detach()):.3f}", loss=f"{float(loss.detach()):.3f}")
+            bar.set_postfix(
+                contrastive=f"{float(contrastive.detach()) / 2:.3f}",
+                apart=f"{float(apart.detach()):.3f}",
+                loss=f"{float(loss.detach()):.3f}",
+            )
         if time.time() - saved > 120 or step + 1 == recipe["steps"]:
             save_state(args.state, {"clip": clip, "heads": heads}, optimizer, {"step": step + 1})
             saved = time.time()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ def latents_of(encoder: Encoder, batch: Batch) -> Tensor:
     return encoder.encode(batch).balanced().joined().detach()
 
 
+def _velocity(net: torch.nn.Module, c: Tensor, ranks: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    v: Tensor = net(x, t, c, ranks)
+    return v
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="full")
@@ -92,15 +98,21 @@ def main() -> None:
     # Rows count by the share of delta W that they carry: rows of noise are learned last.
     energy = field.energy.clone()
     half = recipe["d"]
-    share = torch.cat([energy[:, :half] / energy[:, :half].mean(), energy[:, half:] / energy[:, half:].mean()], 1)
+    share = torch.cat(
+        [energy[:, :half] / energy[:, :half].mean(), energy[:, half:] / energy[:, half:].mean()], 1
+    )
     weight = share.clamp(max=10).sqrt()[None, :, :, None]
 
     optimizer = torch.optim.AdamW(field.parameters(), lr=recipe["lr"], weight_decay=1e-2)
-    start = load_state(args.state, {"field": field, "ema": ema}, optimizer)["step"] if args.state.exists() else 0
+    start = (
+        load_state(args.state, {"field": field, "ema": ema}, optimizer)["step"] if args.state.exists() else 0
+    )
     net, optimizer = accelerator.prepare(field, optimizer)
-    world, rank = accelerator.num_processes, accelerator.process_index
+    rank = accelerator.process_index
     saved, best = time.time(), math.inf
-    bar = tqdm(range(start, recipe["steps"]), initial=start, total=recipe["steps"], mininterval=5, disable=rank > 0)
+    bar = tqdm(
+        range(start, recipe["steps"]), initial=start, total=recipe["steps"], mininterval=5, disable=rank > 0
+    )
     for step in bar:
         g = torch.Generator().manual_seed((args.seed * 1_000_003 + step) * 16 + rank)
         i = torch.randint(len(X), (recipe["batch"],), generator=g)
@@ -109,13 +121,16 @@ def main() -> None:
         drop = torch.rand(len(i), len(pictures.ATTRIBUTES), generator=g) < share_dropped
         nothing = torch.rand(len(i), 1, generator=g) < 0.1  # the unconditional velocity, for guidance
         c = drop_attributes(C[i], drop | nothing)
-        lr = recipe["lr"] * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe["steps"])))
+        lr = (
+            recipe["lr"]
+            * min(1, (step + 1) / 100)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe["steps"])))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         r = ranks[i]
-        loss = flow.flow_loss(
-            lambda x, t, c=c, r=r: net(x, t, c, r), X[i], ranks=r, weight=weight, generator=g
-        ).mean()
+        velocity = partial(_velocity, net, c, r)
+        loss = flow.flow_loss(velocity, X[i], ranks=r, weight=weight, generator=g).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -144,10 +159,20 @@ def main() -> None:
     if accelerator.is_main_process:
         labels = train.labels()
         marginals = [
-            torch.bincount(labels[labels[:, k] >= 0, k], minlength=len(v)).float().div((labels[:, k] >= 0).sum()).tolist()
+            torch.bincount(labels[labels[:, k] >= 0, k], minlength=len(v))
+            .float()
+            .div((labels[:, k] >= 0).sum())
+            .tolist()
             for k, v in enumerate(pictures.ATTRIBUTES.values())
         ]
-        settings = {"marginals": marginals, "strength": 1.0, "guidance": 1.5, "gain": 1.0, "steps": 12, "temperature": 1.0}
+        settings = {
+            "marginals": marginals,
+            "strength": 1.0,
+            "guidance": 1.5,
+            "gain": 1.0,
+            "steps": 12,
+            "temperature": 1.0,
+        }
         Generator(encoder, decoder, ema.eval(), settings).save_pretrained(args.out)
 
 

@@ -11,8 +11,10 @@ so a killed run goes on with the shards that are missing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +57,9 @@ def load_pictures(folder: Path, pattern: str = "*.safetensors") -> dict[str, tor
     """All shards whose names match, concatenated."""
     shards = [load_tensors(p)[0] for p in sorted(folder.glob(pattern))]
     if not shards:
-        raise SystemExit(f"no pictures in {folder}: run `python -m train.pictures_render --out {folder}` first")
+        raise SystemExit(
+            f"no pictures in {folder}: run `python -m train.pictures_render --out {folder}` first"
+        )
     return {k: torch.cat([s[k] for s in shards]) for k in shards[0]}
 
 
@@ -67,7 +71,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=2_000, help="portraits of each of validation and test")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    jobs = []
+    jobs: list[tuple[Callable[..., Path], tuple[Any, ...]]] = []
     counts = {"train": args.portraits, "validation": args.heldout, "test": args.heldout}
     for split, total in counts.items():
         for i, start in enumerate(range(0, total, SHARD)):

@@ -80,9 +80,11 @@ def main() -> None:
         out = probe(augment(x, g).to(accelerator.device))
         loss = F.cross_entropy(out["kind"], kind)
         for k, name in enumerate(pictures.ATTRIBUTES):
-            loss = loss + F.cross_entropy(out[name], labels[:, k].clamp(min=-1), ignore_index=-1) if (
-                labels[:, k] >= 0
-            ).any() else loss
+            loss = (
+                loss + F.cross_entropy(out[name], labels[:, k].clamp(min=-1), ignore_index=-1)
+                if (labels[:, k] >= 0).any()
+                else loss
+            )
         accelerator.backward(loss)
         optimizer.step()
         optimizer.zero_grad()

@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from train.pictures_render import load_pictures
 from train.state import load_state, save_state
 
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "full": {"steps": 2900, "batch": 32, "lr": 1.5e-3, "width": (32, 64, 64)},
     "smoke": {"steps": 2, "batch": 4, "lr": 1e-3, "width": (8, 8, 8)},
 }
@@ -66,7 +67,7 @@ def standardise_latents(vae: AutoencoderKL, x: Tensor) -> None:
     q.weight[:n] /= std[:, None, None, None]
     q.bias[:n] = (q.bias[:n] - mean) / std
     q.bias[n:] -= 2 * std.log()  # the log-variance moves with the scale
-    p.bias += (p.weight[:, :, 0, 0] @ mean)  # before the weight is rescaled: W(std z + mean) + b
+    p.bias += p.weight[:, :, 0, 0] @ mean  # before the weight is rescaled: W(std z + mean) + b
     p.weight *= std[None, :, None, None]
 
 
@@ -105,12 +106,18 @@ def main() -> None:
             ]
         )
         x = (x.float() / 127.5 - 1).to(accelerator.device, memory_format=torch.channels_last)
-        lr = recipe["lr"] * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe["steps"])))
+        lr = (
+            recipe["lr"]
+            * min(1, (step + 1) / 100)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe["steps"])))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(accelerator.device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
-            z = posterior.mean.float() + posterior.std.float() * torch.randn(posterior.mean.shape, generator=g).to(x)
+            z = posterior.mean.float() + posterior.std.float() * torch.randn(
+                posterior.mean.shape, generator=g
+            ).to(x)
             y = vae.decode(z).sample
         y = y.float()
         loss = F.l1_loss(y, x) + F.mse_loss(y, x) + gradient_loss(y, x)

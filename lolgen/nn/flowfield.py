@@ -24,7 +24,7 @@ class VelocityFieldConfig:
     p: int = 16
     """A module's Gram invariants are p x p."""
     rank: int = 8
-    """Rank of M_m."""
+    """Rank of the two products A B^T and C E^T."""
     width: int = 128
     depth: int = 2
     heads: int = 4
@@ -36,11 +36,14 @@ class VelocityFieldConfig:
 
 
 class VelocityField(Pretrained):
-    """v(X, t, c) = (diag(g) + A B^T) X per module, X (N, M, D, r) a balanced latent [U; V].
+    """v(X, t, c) = (diag(g) + A B^T) X + C polar(E^T X) per module, X (N, M, D, r) a balanced latent [U; V].
 
-    g (D), A and B (D, rank) of a module are functions of the invariants of all modules (Gram matrices
+    g (D), A, B, C and E (D, rank) of a module are functions of the invariants of all modules (Gram matrices
     P X (P X)^T and row norms, per column), of t, c and the rank, through a transformer with one token per
     module. With one orthogonal Q per module v(X Q) = v(X) Q; zero columns stay zero. Starts at v = 0.
+
+    The polar term is what paths of aligned noise ask for: noise X that is going to Y meets it in the frame
+    Y polar(Y^T X), which no A B^T of moderate size can follow from noise to noise.
 
     `normalise` brings latents to entries of mean square 1 by `energy`, the training set's mean square norm of
     each row (set by `fit`); fields and noise live in that space, `denormalise` leads back. It serves every
@@ -65,13 +68,13 @@ class VelocityField(Pretrained):
         self.activation = nn.SiLU()
         self.rank = nn.Parameter(torch.zeros(c.width))  # times log2 of the mean rank
         self.net = ModuleNet(
-            M, c.p * (c.p + 1) // 2 + 1 + c.D, c.D * (1 + 2 * c.rank),
+            M, c.p * (c.p + 1) // 2 + 1 + c.D, c.D * (1 + 4 * c.rank),
             width=c.width, depth=c.depth, heads=c.heads, dropout=c.dropout, conditioned=True,
         )  # fmt: skip
         assert self.net.out is not None
         with torch.no_grad():
-            self.net.out.weight[..., : c.D * (1 + c.rank)] = 0  # g and A
-            self.net.out.weight[..., c.D * (1 + c.rank) :] /= c.D**0.5
+            self.net.out.weight[..., : c.D * (1 + 2 * c.rank)] = 0  # g, A and C
+            self.net.out.weight[..., c.D * (1 + 2 * c.rank) :] /= c.D**0.5
         self.register_buffer("energy", torch.ones(M, c.D))
 
     @torch.no_grad()
@@ -101,9 +104,11 @@ class VelocityField(Pretrained):
         if ranks is None:
             ranks = torch.full(X.shape[:2], X.shape[-1], device=X.device)
         out = self.net(self._invariants(X, ranks), self._condition(X, t, c, ranks))
-        g, A, B = out.split([config.D, config.D * config.rank, config.D * config.rank], dim=-1)
-        A, B = A.unflatten(-1, (config.D, -1)), B.unflatten(-1, (config.D, -1))  # (N, M, D, rank)
-        return g[..., None] * X + A @ (B.mT @ X)
+        g, factors = out.split([config.D, 4 * config.D * config.rank], dim=-1)
+        A, C, B, E = factors.unflatten(-1, (4, config.D, config.rank)).unbind(2)  # (N, M, D, rank) each
+        # Normalised data have rows of square norm r, and so have the rows of this.
+        frame = polar(E.mT @ X) * ranks[..., None, None].to(X).sqrt()
+        return g[..., None] * X + A @ (B.mT @ X) + C @ frame
 
     def _invariants(self, X: Tensor, ranks: Tensor) -> Tensor:
         """(N, M, p (p + 1) / 2 + 1 + D): Gram over its mean diagonal, the log of that, log row norms."""
@@ -125,6 +130,18 @@ class VelocityField(Pretrained):
             total = total + self.condition(c)
         mean = ranks.to(X).mean(1, keepdim=True).log2()  # (N, 1)
         return self.activation(total + mean * self.rank)
+
+
+def polar(Z: Tensor, steps: int = 5) -> Tensor:
+    """About (Z Z^T)^-1/2 Z for Z (..., k, r), by Newton-Schulz steps: smooth, also where Z is singular.
+
+    Singular values are brought near 1, but those far below the largest stay small. polar(Z Q) = polar(Z) Q for
+    orthogonal Q, and zero columns stay zero: each step multiplies from the left.
+    """
+    Z = Z / (Z.square().sum((-2, -1), keepdim=True) + 1e-4).sqrt()
+    for _ in range(steps):
+        Z = 1.5 * Z - 0.5 * (Z @ Z.mT) @ Z
+    return Z
 
 
 def waves(t: Tensor, width: int) -> Tensor:

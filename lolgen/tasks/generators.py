@@ -147,7 +147,10 @@ def w2w(training: Training, components: int = 64, rank: int = 4) -> System:
     def run(requests: Sequence[Request], seeds: Sequence[int]) -> list[LoRA]:
         asked, _ = training.ask(requests, seeds)
         draws = torch.stack(
-            [torch.randn(k, generator=torch.Generator().manual_seed(int(s) + 1), dtype=torch.float64) for s in seeds]
+            [
+                torch.randn(k, generator=torch.Generator().manual_seed(int(s) + 1), dtype=torch.float64)
+                for s in seeds
+            ]
         )
         weights = (asked.double() @ coefficients + draws * spread) @ back + 1 / N
         return combine(training.batch, weights.float(), rank)
@@ -181,7 +184,9 @@ def mlp(training: Training, seed: int = 0, steps: int = 600, width: int = 512, n
     @torch.no_grad()
     def run(requests: Sequence[Request], seeds: Sequence[int]) -> list[LoRA]:
         asked, _ = training.ask(requests, seeds)
-        z = torch.stack([torch.randn(noise, generator=torch.Generator().manual_seed(int(s) + 1)) for s in seeds])
+        z = torch.stack(
+            [torch.randn(noise, generator=torch.Generator().manual_seed(int(s) + 1)) for s in seeds]
+        )
         out = net(torch.cat([asked, z], 1)) * std + mean
         groups, at = [], 0
         for group, (u, v) in zip(canonical.groups, sizes, strict=True):

@@ -39,6 +39,7 @@ class Bank(nn.Module):
         r = max(self.ranks)
         self.A = nn.ParameterList([nn.Parameter(torch.zeros(len(self.ranks), r, m.in_)) for m in spec])
         self.B = nn.ParameterList([nn.Parameter(torch.zeros(len(self.ranks), m.out, r)) for m in spec])
+        self.scales: Tensor
         self.register_buffer("scales", torch.tensor(list(scales), dtype=torch.float32))
         self._handles: list[Any] = []
 
@@ -83,7 +84,9 @@ class Bank(nn.Module):
                 self.spec,
                 {
                     m.name: Factors(
-                        b[k, :, :r].detach().cpu().clone(), a[k, :r].detach().cpu().clone(), float(self.scales[k])
+                        b[k, :, :r].detach().cpu().clone(),
+                        a[k, :r].detach().cpu().clone(),
+                        float(self.scales[k]),
                     )
                     for a, b, m in zip(self.A, self.B, self.spec, strict=True)
                 },

@@ -148,7 +148,12 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def build(
-    plan: Plan, base_folder: str | Path, out: str | Path, *, workers: int = 2, only: Sequence[int] | None = None
+    plan: Plan,
+    base_folder: str | Path,
+    out: str | Path,
+    *,
+    workers: int = 2,
+    only: Sequence[int] | None = None,
 ) -> Path:
     """Train what is missing of `plan` and write the zoo to `out`; LolgenError if `out` holds another plan.
 
@@ -162,7 +167,9 @@ def build(
     started = out / "plan.json"
     for found in (started, out / "zoo.json"):
         if found.exists() and json.loads(found.read_text("utf-8")) != json.loads(json.dumps(info)):
-            raise LolgenError(f"{out}: found a zoo of another plan or base, wanted this one; choose another folder")
+            raise LolgenError(
+                f"{out}: found a zoo of another plan or base, wanted this one; choose another folder"
+            )
     _write(started, json.dumps(info, indent=1, sort_keys=True).encode())
     banks = banks_of(plan)
     paths = [out / f"shard-{i:04d}.safetensors" for i in range(len(banks))]

@@ -133,6 +133,8 @@ def make_prior(base: Base, count: int, seed: int) -> Prior:
         prefix = pictures.PREFIXES[int(rng.integers(len(pictures.PREFIXES)))]
         keep = 0.0 if rng.random() < 0.4 else rng.random()
         seen = {n: v for n, v in identity.attributes.items() if pictures.visible(identity.attributes, n)}
-        prompts.append(pictures.caption({n: v for n, v in seen.items() if rng.random() < keep}, "a person", prefix))
+        prompts.append(
+            pictures.caption({n: v for n, v in seen.items() if rng.random() < keep}, "a person", prefix)
+        )
     prompts[::10] = [""] * len(prompts[::10])  # the empty prompt guides: it must stay as well
     return Prior(base.encode(torch.from_numpy(np.stack(pixels))), prompts)

@@ -41,7 +41,9 @@ class Zoo:
         """Read the index (not the factors); LolgenError names what is missing."""
         folder = Path(folder)
         if not (folder / "zoo.json").is_file() or not (folder / "index.jsonl").is_file():
-            raise LolgenError(f"{folder}: found no zoo.json with index.jsonl, wanted the folder of a finished zoo")
+            raise LolgenError(
+                f"{folder}: found no zoo.json with index.jsonl, wanted the folder of a finished zoo"
+            )
         info = json.loads((folder / "zoo.json").read_text("utf-8"))
         rows = [json.loads(line) for line in (folder / "index.jsonl").read_text("utf-8").splitlines()]
         return Zoo(folder, info, rows)

@@ -8,4 +8,4 @@ import torch
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    torch.manual_seed(2)
+    torch.manual_seed(0)

@@ -1,0 +1,84 @@
+"""What the models of the table share: Gram matrices of delta W and the principal components that follow from them.
+
+Several models and seeds read the same batches, and the Gram matrix of 1,600 LoRAs takes seconds, so it is kept for
+as long as its batches live. A batch must not be changed in place between two fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lolgen import metrics
+from lolgen.lora import Batch
+
+_kept: WeakKeyDictionary[Batch, WeakKeyDictionary[Batch, Tensor]] = WeakKeyDictionary()
+
+
+def gram(x: Batch, y: Batch | None = None) -> Tensor:
+    """<delta W, delta W'> of every LoRA of x with every LoRA of y (of x without y), (N1, N2) float32, exact."""
+    row = _kept.setdefault(x, WeakKeyDictionary())
+    key = x if y is None else y
+    if key not in row:
+        row[key] = metrics.gram(x, y, dtype=torch.float32)
+    return row[key]
+
+
+def norms(x: Batch) -> Tensor:
+    """|delta W| over all modules, (N,) float32; 1 for a zero LoRA, so that it can divide."""
+    size = metrics.norm(x)
+    return torch.where(size > 0, size, torch.ones_like(size)).float()
+
+
+def cosine_gram(x: Batch, y: Batch | None = None) -> Tensor:
+    """The cosine of every pair, (N1, N2)."""
+    return gram(x, y) / norms(x)[:, None] / norms(x if y is None else y)
+
+
+@dataclass
+class Components:
+    """Principal components by the Gram trick: exact, and never larger than N x N.
+
+    `directions` (N, k): coefficients on the centred training rows; `mean` (N,) and `total`: the means of the
+    training Gram matrix over rows and over all; `variance` (k,): of each component, descending.
+    """
+
+    directions: Tensor
+    mean: Tensor
+    total: Tensor
+    variance: Tensor
+
+    @staticmethod
+    def fit(K: Tensor, most: int | None = None) -> Components:
+        """All components of the training Gram matrix K (N, N) above rounding, or the first `most`."""
+        K = K.double()
+        mean, total = K.mean(1), K.mean()
+        values, vectors = torch.linalg.eigh(K - mean - mean[:, None] + total)
+        values, vectors = values.flip(0), vectors.flip(1)
+        # float32 products are good to 1e-6 of the norms; what lies below is noise, and would be amplified.
+        keep = int((values > 1e-6 * values[0].clamp(min=1e-300)).sum())
+        keep = max(1, min(keep, most or keep))
+        values = values[:keep].clamp(min=1e-300)
+        return Components(
+            (vectors[:, :keep] / values.sqrt()).float(), mean.float(), total.float(), (values / len(K)).float()
+        )
+
+    def scores(self, K: Tensor) -> Tensor:
+        """(N', N) products with the training rows -> (N', k): coordinates of the centred rows."""
+        return (K - K.mean(1, keepdim=True) - self.mean + self.total) @ self.directions
+
+
+def memoised(make: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
+    """A feature map that remembers its last result of every living batch."""
+    found: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
+
+    def features(batch: Batch) -> Tensor:
+        if batch not in found:
+            found[batch] = make(batch)
+        return found[batch]
+
+    return features

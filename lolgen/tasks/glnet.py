@@ -1,0 +1,52 @@
+"""The paper's GL-net with linear layers (arXiv 2410.04207, section 4), as in `lolgen.nn.glnet`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lolgen.lora import Batch
+from lolgen.nn.glnet import GLNet, GLNetConfig
+from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.training import apply, train_net
+
+CONFIGURATIONS: list[Config] = [
+    {"d": 16, "hidden": 128, "lr": 3e-3},
+    {"d": 32, "hidden": 128, "lr": 1e-3},
+    {"d": 16, "hidden": 128, "lr": 1e-3},
+    {"d": 32, "hidden": 128, "lr": 3e-3},
+    {"d": 64, "hidden": 64, "lr": 1e-3},
+    {"d": 16, "hidden": 128, "lr": 1e-2},
+]
+
+
+def fit(
+    train: Batch,
+    y: Tensor,
+    validation: Batch,
+    y_val: Tensor,
+    classes: Mapping[str, int],
+    seed: int = 0,
+    *,
+    config: Config | None = None,
+    budget: Budget = FULL,
+) -> Reader:
+    """See `lolgen.tasks.reader.Fit`. One set of weights serves every rank."""
+    layout = Classes(dict(classes))
+    y, y_val = layout.check(train, y), layout.check(validation, y_val)
+
+    def one(c: Config) -> tuple[torch.nn.Module, float]:
+        def make() -> GLNet:
+            net = GLNet(train.spec, GLNetConfig(layout.total, d=int(c["d"]), hidden=int(c["hidden"])))
+            net.fit(train)
+            return net
+
+        return train_net(
+            make, train, y, validation, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=40
+        )
+
+    net, chosen = choose(CONFIGURATIONS, one, config, budget)
+    temperature = layout.calibrate(apply(net, validation), y_val)
+    return Reader(layout, lambda batch: apply(net, batch), temperature, chosen)

@@ -1,0 +1,67 @@
+"""Choose the guidance, the strength, the temperature and the gain of a trained generator, on validation requests.
+
+    python -m train.generator_tune                   # about 4 min; rewrites checkpoints/faces/settings.json
+
+Pictures are scored by the second reader (checkpoints/selector.safetensors). The probe, which judges, takes no part; nor
+do the test identities. Half of the requests are partial. Between settings that draw equally well the one with more
+diverse LoRAs within a request wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lolgen.base import Base
+from lolgen.generator import Generator
+from lolgen.paths import checkpoints_dir, zoos_dir
+from lolgen.pictures import SUBJECTS
+from lolgen.probe import Probe
+from lolgen.tasks.generate import draw, make_cases, score, spread, wanted
+from lolgen.zoo.zoo import Zoo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--zoo", type=Path, default=None)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0])
+    parser.add_argument("--strength", type=float, nargs="*", default=[0.5, 1.0])
+    parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 0.8])
+    parser.add_argument("--gain", type=float, nargs="*", default=[1.0, 1.25, 1.5])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = args.model or checkpoints_dir() / "faces"
+    generator = Generator.from_pretrained(folder)
+    base = Base.load(checkpoints_dir() / "tiny-sd")
+    selector = Probe.load(checkpoints_dir() / "selector.safetensors")
+    held = Zoo.open(args.zoo or zoos_dir() / "faces").split("validation")
+    cases = make_cases(held, args.requests // 2, args.requests // 2, 11)
+    labels = wanted(cases)
+    pairs = make_cases(held, 0, 6, 12)
+    results = []
+    grid = list(itertools.product(args.guidance, args.strength, args.temperature, args.gain))
+    for guidance, strength, temperature, gain in tqdm(grid, mininterval=5):
+        settings = {"guidance": guidance, "strength": strength, "temperature": temperature, "gain": gain}
+        trial = dataclasses.replace(generator, settings=generator.settings | settings)
+        loras, _ = trial.generate([c.request for c in cases], [c.seed for c in cases])
+        accuracy = score(selector, draw(base, loras, [SUBJECTS[0]] * len(loras), [0, 1]), labels)[0]
+        many, _ = trial.generate([p.request for p in pairs for _ in range(3)], range(18))
+        images = draw(base, many, [SUBJECTS[0]] * 18, [0])
+        diversity = spread(selector, images.unflatten(0, (6, 3)))
+        results.append((accuracy, diversity, settings))
+        tqdm.write(f"{settings}: accuracy {accuracy:.4f}, diversity {diversity:.3f}")
+    top = max(r[0] for r in results)
+    accuracy, diversity, settings = max((r for r in results if r[0] >= top - 0.004), key=lambda r: r[1])
+    dataclasses.replace(generator, settings=generator.settings | settings).save_pretrained(folder)
+    print(f"chosen: {settings}: accuracy {accuracy:.4f}, diversity {diversity:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
 """What a LoRA is asked to be, as the vector that conditions the generator.
 
-One block of indicators per attribute (all zero: not asked for), one for how the prompts name the identity, and how
-strongly it was trained. Strength is a condition because real zoos hold weak and strong LoRAs: the generator learns
-the difference, and is asked for a strong one.
+Indicators of the attributes' values (all zero: cannot be seen), indicators of which drawing of each visible part the
+identity has, of how its prompts name it, and how strongly it was trained. Users ask for attributes; drawings are
+sampled, so that two people with the same attributes are two people. Strength is a condition because real zoos hold weak
+and strong LoRAs: the generator learns the difference, and is asked for a strong one.
 """
 
 from __future__ import annotations
@@ -11,33 +12,46 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from lolgen import pictures
 
 WIDTHS: tuple[int, ...] = tuple(len(v) for v in pictures.ATTRIBUTES.values())
-LENGTH = sum(WIDTHS) + len(pictures.SUBJECTS) + 1
+PARTS: dict[str, int] = {"top": 3, "glasses": 2, "beard": 2, "hat_color": 2, "brows": 2}
+"""Part -> number of its drawings (fields of `pictures.Identity`)."""
+_NAMES = tuple(pictures.ATTRIBUTES)
+_TOPS = pictures.ATTRIBUTES["top"]
+IDENTITY = sum(WIDTHS) + 3 * (len(_TOPS) - 1) + 2 + 2 + 2 + 2
+"""Length of the leading part: indicators of attributes and of drawings."""
+LENGTH = IDENTITY + len(pictures.SUBJECTS) + 1
 """C, the length of a condition vector."""
 
 
-def conditions(labels: Tensor, subjects: Tensor, strength: Tensor) -> Tensor:
-    """labels (N, attributes) long, negative where not asked for; subjects (N,) index into `pictures.SUBJECTS`;
-    strength (N,), about -1 to 1 -> (N, C) float32."""
+def conditions(labels: Tensor, parts: Tensor, subjects: Tensor, strength: Tensor) -> Tensor:
+    """labels (N, attributes) long, negative where not visible; parts (N, 5) long in the order of PARTS; subjects (N,)
+    index into `pictures.SUBJECTS`; strength (N,), about -1 to 1 -> (N, C) float32."""
     blocks = [
-        torch.nn.functional.one_hot(labels[:, k].clamp(min=0), width) * (labels[:, k : k + 1] >= 0)
+        one_hot(labels[:, k].clamp(min=0), width) * (labels[:, k : k + 1] >= 0)
         for k, width in enumerate(WIDTHS)
     ]
-    blocks.append(torch.nn.functional.one_hot(subjects, len(pictures.SUBJECTS)))
+    top = labels[:, _NAMES.index("top")]
+    drawings = one_hot(parts[:, 0], 3)
+    # The drawings of short hair, long hair and hats are different things; baldness has one.
+    blocks += [drawings * (top == k)[:, None] for k, name in enumerate(_TOPS) if name != "bald"]
+    shown = {
+        "glasses": labels[:, _NAMES.index("glasses")] == 1,
+        "beard": labels[:, _NAMES.index("beard")] == 1,
+        "hat_color": top == _TOPS.index("hat"),
+        "brows": torch.ones_like(top, dtype=torch.bool),
+    }
+    blocks += [one_hot(parts[:, k], 2) * shown[n][:, None] for k, n in enumerate(PARTS) if n in shown]
+    blocks.append(one_hot(subjects, len(pictures.SUBJECTS)))
     return torch.cat([*[b.float() for b in blocks], strength[:, None].float()], 1)
 
 
-def drop_attributes(c: Tensor, drop: Tensor) -> Tensor:
-    """c (N, C) with the attributes where `drop` (N, attributes) is true no longer asked for."""
-    keep = torch.cat(
-        [(~drop[:, k : k + 1]).expand(-1, w) for k, w in enumerate(WIDTHS)]
-        + [torch.ones(len(c), LENGTH - sum(WIDTHS), dtype=torch.bool)],
-        1,
-    )
-    return c * keep
+def sample_parts(generator: torch.Generator) -> list[int]:
+    """A drawing for every part, uniform."""
+    return [int(torch.randint(n, (), generator=generator)) for n in PARTS.values()]
 
 
 def strength_of(recipe: Mapping[str, float]) -> float:

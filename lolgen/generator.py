@@ -1,12 +1,14 @@
 """Attributes in, LoRAs out: an O(rank)-equivariant flow on balanced latents, then an equivariant decoder.
 
 `Encoder` and `Decoder` are left maps per module; between them a LoRA is a small balanced pair per module, on which
-only rotations of the rank are left. `VelocityField` carries Gaussian noise to such pairs under a condition.
+only rotations of the rank are left. `Template` gives the mean latent of a condition; `VelocityField` carries that
+mean plus Gaussian noise to latents as the zoo has them, seeing the template beside the moving latent: both turn
+together, so the flow is equivariant and starts close to where it has to end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +17,31 @@ import torch
 from torch import Tensor
 
 from lolgen import flow, gl, pictures
-from lolgen.conditions import complete, conditions
+from lolgen.conditions import complete, conditions, sample_parts
 from lolgen.errors import LolgenError
 from lolgen.lora import Batch, LoRA
-from lolgen.nn import Decoder, Encoder, Latent, VelocityField
+from lolgen.nn import Decoder, Encoder, Latent, Template, VelocityField
 
 RANK = 4
 """The rank that the flow was trained at; lower ranks are its best truncation, higher ones hold it in more columns."""
 
 
+def beside(net: Callable[..., Tensor], mean: Tensor, c: Tensor, ranks: Tensor) -> flow.solver.Velocity:
+    """The velocity of x (N, M, D, r) that a field on rows [x; template] gives."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return net(torch.cat([x, mean], 2), t, c, ranks)[:, :, : x.shape[2]]
+
+    return velocity
+
+
 @dataclass
 class Generator:
-    """Encoder, decoder and field of one zoo, and `settings`: marginals, strength, guidance, gain, steps."""
+    """The parts of one zoo's generator; `settings`: marginals, strength, noise, residual, gain, steps."""
 
     encoder: Encoder
     decoder: Decoder
+    template: Template
     field: VelocityField
     settings: dict[str, Any]
 
@@ -44,6 +56,7 @@ class Generator:
         return Generator(
             Encoder.from_pretrained(folder / "encoder"),
             Decoder.from_pretrained(folder / "decoder"),
+            Template.from_pretrained(folder / "template", dtype=torch.float32),
             VelocityField.from_pretrained(folder / "field"),
             json.loads((folder / "settings.json").read_text("utf-8")),
         )
@@ -56,32 +69,43 @@ class Generator:
         folder = Path(folder)
         self.encoder.save_pretrained(folder / "encoder")
         self.decoder.save_pretrained(folder / "decoder")
+        self.template.save_pretrained(folder / "template")
         self.field.save_pretrained(folder / "field")
         atomic.write_file(folder / "settings.json", (json.dumps(self.settings, indent=1) + "\n").encode())
         return folder
+
+    def start(self, c: Tensor) -> Tensor:
+        """The template of conditions c (N, C) as the field sees latents, (N, M, D, RANK): normalised, balanced."""
+        latent = self.template(c, RANK)
+        return latent.joined() / self.template_scale()
+
+    def template_scale(self) -> Tensor:
+        """(M, D, 1): the size of each row of the training set's latents, which the field sees as 1."""
+        D = 2 * self.template.config.d
+        return (self.field.energy[:, :D] / RANK).sqrt()[..., None]
 
     def latents(
         self,
         c: Tensor,
         generator: torch.Generator,
         *,
-        guidance: float | None = None,
         steps: int | None = None,
-        temperature: float | None = None,
+        residual: float | None = None,
     ) -> Latent:
-        """One latent of rank 4 per row of conditions c (N, C)."""
+        """One latent of rank 4 per row of conditions c (N, C).
+
+        `residual` scales what the flow adds to the template: 1 is a LoRA as the zoo has them, with all the
+        accidents of its training; less is a cleaner one.
+        """
         s = self.settings
-        config, M = self.field.config, len(self.field.spec)
+        d, M = self.template.config.d, len(self.field.spec)
         ranks = torch.full((len(c), M), RANK)
-        x = flow.gaussian(len(c), M, config.D, RANK, generator=generator)
-        x = x * (s["temperature"] if temperature is None else temperature)
-        null = torch.zeros_like(c)
-        start = sum(len(v) for v in pictures.ATTRIBUTES.values())
-        null[:, start:] = c[:, start:]  # the subject and the strength are no wish to be guided towards
-        w = s["guidance"] if guidance is None else guidance
-        velocity = flow.guided(self.field, c, w, null=null, ranks=ranks)
-        x = flow.solve(velocity, x, steps=steps or s["steps"], method="midpoint")
-        return Latent.split(self.field.denormalise(x, ranks), config.d_u, ranks)
+        mean = self.start(c)
+        noise = flow.gaussian(len(c), M, 2 * d, RANK, generator=generator)
+        velocity = beside(self.field, mean, c, ranks)
+        x = flow.solve(velocity, mean + s["noise"] * noise, steps=steps or s["steps"], method="midpoint")
+        x = mean + (s["residual"] if residual is None else residual) * (x - mean)
+        return Latent.split(x * self.template_scale(), d, ranks)
 
     def decode(self, latent: Latent, gain: float | None = None) -> Batch:
         """Factor pairs of the spec's own sizes, delta W times `gain` (tuned on validation)."""
@@ -114,6 +138,7 @@ class Generator:
             labels = torch.tensor([pictures.labels(attributes)])
             c = conditions(
                 labels,
+                torch.tensor([sample_parts(g)]),
                 torch.tensor([pictures.SUBJECTS.index(subject)]),
                 torch.tensor([self.settings["strength"]]),
             )

@@ -4,6 +4,7 @@
     accelerate launch --multi_gpu --num_processes 2 -m train.generator_train   # the same on two CPU processes
     python -m train.generator_train --recipe smoke
 
+The template is a ridge regression on the latents' products, its penalty chosen on validation; the flow learns the rest.
 The encoder's left maps are the principal directions of the zoo's delta W in the norm |delta W|_S, S being the second
 moment of what each module of the base sees under trigger and plain prompts; the decoder is their right inverse. So
 what the base never feels is left out of the latents. Validation loss picks the checkpoint (moving average).
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,35 @@ from tqdm import tqdm
 
 from lolgen import flow, pictures
 from lolgen.base import Base, input_moments
-from lolgen.conditions import LENGTH, conditions, drop_attributes, strength_of
-from lolgen.generator import Generator
+from lolgen.conditions import IDENTITY, LENGTH, PARTS, conditions, strength_of
+from lolgen.generator import Generator, beside
 from lolgen.lora import Batch
-from lolgen.nn import Decoder, Encoder, EncoderConfig, VelocityField, VelocityFieldConfig
+from lolgen.nn import (
+    Decoder,
+    Encoder,
+    EncoderConfig,
+    Template,
+    TemplateConfig,
+    VelocityField,
+    VelocityFieldConfig,
+    word_groups,
+)
 from lolgen.paths import checkpoints_dir
 from lolgen.zoo.zoo import Zoo
 from train.state import load_state, save_state
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "full": {"steps": 3000, "batch": 128, "lr": 1.5e-3, "d": 24, "width": 128, "depth": 2, "rank": 8},
-    "smoke": {"steps": 2, "batch": 4, "lr": 1e-3, "d": 8, "width": 16, "depth": 1, "rank": 2},
+    "full": {
+        "steps": 600,
+        "batch": 128,
+        "lr": 1e-3,
+        "d": 24,
+        "width": 96,
+        "depth": 2,
+        "rank": 4,
+        "noise": 0.7,
+    },
+    "smoke": {"steps": 2, "batch": 4, "lr": 1e-3, "d": 8, "width": 16, "depth": 1, "rank": 2, "noise": 0.7},
 }
 
 
@@ -50,7 +68,8 @@ def zoo_conditions(zoo: Zoo) -> Tensor:
     """(N, C) conditions of the rows of a zoo, every visible attribute given."""
     subjects = torch.tensor([pictures.SUBJECTS.index(r["recipe"]["subject"]) for r in zoo])
     strength = torch.tensor([strength_of(r["recipe"]) for r in zoo])
-    return conditions(zoo.labels(), subjects, strength)
+    parts = torch.tensor([[r["identity"]["parts"][n] for n in PARTS] for r in zoo])
+    return conditions(zoo.labels(), parts, subjects, strength)
 
 
 def latents_of(encoder: Encoder, batch: Batch) -> Tensor:
@@ -58,9 +77,24 @@ def latents_of(encoder: Encoder, batch: Batch) -> Tensor:
     return encoder.encode(batch).balanced().joined().detach()
 
 
-def _velocity(net: torch.nn.Module, c: Tensor, ranks: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    v: Tensor = net(x, t, c, ranks)
-    return v
+def fit_template(encoder: Encoder, batch: Batch, c: Tensor, held: Batch, c_held: Tensor) -> Template:
+    """The ridge template with the penalty that predicts held-out products best."""
+    latent, target = encoder.encode(batch), encoder.encode(held)
+    products = target.U @ target.V.mT
+    config = TemplateConfig(
+        d=encoder.config.d,
+        attributes=IDENTITY,
+        groups=word_groups(pictures.SUBJECTS, pictures.RARE_WORDS, IDENTITY),
+    )
+    best: tuple[float, Template] | None = None
+    for penalty in (0.3, 1.0, 3.0, 10.0, 30.0):
+        template = Template(encoder.spec, config).fit(c, latent, penalty)
+        error = float((template.products(c_held) - products).square().mean() / products.square().mean())
+        if best is None or error < best[0]:
+            best = error, template
+    assert best is not None
+    print(f"template: held-out share of |dW|_S^2 left {best[0]:.3f}")
+    return best[1]
 
 
 def main() -> None:
@@ -83,20 +117,25 @@ def main() -> None:
     S = moments_of(base, zoo.spec.names)
     encoder = Encoder.from_batch(train_batch, EncoderConfig(d=recipe["d"]), S=S)
     decoder = Decoder.from_encoder(encoder, S=S)
-    X, X_held = latents_of(encoder, train_batch), latents_of(encoder, held.load())
     C, C_held = zoo_conditions(train), zoo_conditions(held)
+    template = fit_template(encoder, train_batch, C, held.load(), C_held)
+    X, X_held = latents_of(encoder, train_batch), latents_of(encoder, held.load())
     config = VelocityFieldConfig(
-        d_u=recipe["d"], d_v=recipe["d"], condition=LENGTH, width=recipe["width"], depth=recipe["depth"],
-        rank=recipe["rank"], dropout=0.1,
+        d_u=2 * recipe["d"], d_v=2 * recipe["d"], condition=LENGTH, width=recipe["width"], depth=recipe["depth"],
+        rank=recipe["rank"], dropout=0.15,
     )  # fmt: skip
-    field, ema = VelocityField(zoo.spec, config), VelocityField(zoo.spec, config)
-    field.fit(X)
-    ema.load_state_dict(field.state_dict())
+    field, ema, kept = (VelocityField(zoo.spec, config) for _ in range(3))
+    field.fit(torch.cat([X, X], 2))
+    for copy in (ema, kept):
+        copy.load_state_dict(field.state_dict())
+    generator = Generator(encoder, decoder, template, ema, {"noise": recipe["noise"]})
+    scale = generator.template_scale()
+    mean, mean_held = generator.start(C), generator.start(C_held)
+    # Each LoRA is met in the frame of its own template.
+    X, X_held = flow.align(X / scale, mean), flow.align(X_held / scale, mean_held)
     ranks = torch.full(X.shape[:2], X.shape[-1])
-    X = field.normalise(X, ranks)
-    X_held = field.normalise(X_held, ranks[:1].expand(len(X_held), -1))
     # Rows count by the share of delta W that they carry: rows of noise are learned last.
-    energy = field.energy.clone()
+    energy = field.energy[:, : X.shape[2]]
     half = recipe["d"]
     share = torch.cat(
         [energy[:, :half] / energy[:, :half].mean(), energy[:, half:] / energy[:, half:].mean()], 1
@@ -104,23 +143,22 @@ def main() -> None:
     weight = share.clamp(max=10).sqrt()[None, :, :, None]
 
     optimizer = torch.optim.AdamW(field.parameters(), lr=recipe["lr"], weight_decay=1e-2)
-    start = (
-        load_state(args.state, {"field": field, "ema": ema}, optimizer)["step"] if args.state.exists() else 0
-    )
+    models: dict[str, torch.nn.Module] = {"field": field, "ema": ema, "kept": kept}
+    start, best = 0, math.inf
+    if args.state.exists():
+        meta = load_state(args.state, models, optimizer)
+        start, best = meta["step"], meta["best"] or math.inf
     net, optimizer = accelerator.prepare(field, optimizer)
     rank = accelerator.process_index
-    saved, best = time.time(), math.inf
+    saved = time.time()
     bar = tqdm(
         range(start, recipe["steps"]), initial=start, total=recipe["steps"], mininterval=5, disable=rank > 0
     )
     for step in bar:
         g = torch.Generator().manual_seed((args.seed * 1_000_003 + step) * 16 + rank)
         i = torch.randint(len(X), (recipe["batch"],), generator=g)
-        # Partial requests: for two rows in three a random share of the attributes is not asked for.
-        share_dropped = torch.rand(len(i), 1, generator=g) * (torch.rand(len(i), 1, generator=g) < 0.66)
-        drop = torch.rand(len(i), len(pictures.ATTRIBUTES), generator=g) < share_dropped
-        nothing = torch.rand(len(i), 1, generator=g) < 0.1  # the unconditional velocity, for guidance
-        c = drop_attributes(C[i], drop | nothing)
+        c, r = C[i], ranks[i]
+        x_0 = mean[i] + recipe["noise"] * torch.randn(X[i].shape, generator=g)
         lr = (
             recipe["lr"]
             * min(1, (step + 1) / 100)
@@ -128,9 +166,10 @@ def main() -> None:
         )
         for group in optimizer.param_groups:
             group["lr"] = lr
-        r = ranks[i]
-        velocity = partial(_velocity, net, c, r)
-        loss = flow.flow_loss(velocity, X[i], ranks=r, weight=weight, generator=g).mean()
+        velocity = beside(net, mean[i], c, r)
+        loss = flow.flow_loss(
+            velocity, X[i], ranks=r, weight=weight, x_0=x_0, aligned=False, generator=g
+        ).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
@@ -140,20 +179,25 @@ def main() -> None:
             torch._foreach_lerp_(list(ema.parameters()), list(field.parameters()), 1 - decay)
         if step % 20 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
-        if (step + 1) % 250 == 0 and rank == 0:
+        if (step + 1) % 100 == 0 and rank == 0:
             ema.eval()
             gv = torch.Generator().manual_seed(1)
+            start_held = mean_held + recipe["noise"] * torch.randn(X_held.shape, generator=gv)
+            r_held = ranks[: len(X_held)]
             with torch.no_grad():
-                held_loss = float(
-                    flow.flow_loss(
-                        lambda x, t: ema(x, t, C_held, ranks[: len(C_held)]), X_held, ranks=ranks[: len(X_held)],
-                        weight=weight, generator=gv,
-                    ).mean()
-                )  # fmt: skip
-            best = min(best, held_loss)
+                velocity = beside(ema, mean_held, C_held, r_held)
+                losses = flow.flow_loss(
+                    velocity, X_held, ranks=r_held, weight=weight, x_0=start_held, aligned=False, generator=gv
+                )
+            held_loss = float(losses.mean())
+            if held_loss < best:
+                best = held_loss
+                kept.load_state_dict(ema.state_dict())
             tqdm.write(f"step {step + 1}: validation {held_loss:.4f} (best {best:.4f})")
         if rank == 0 and (time.time() - saved > 60 or step + 1 == recipe["steps"]):
-            save_state(args.state, {"field": field, "ema": ema}, optimizer, {"step": step + 1})
+            save_state(
+                args.state, models, optimizer, {"step": step + 1, "best": best if best < math.inf else None}
+            )
             saved = time.time()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -166,14 +210,10 @@ def main() -> None:
             for k, v in enumerate(pictures.ATTRIBUTES.values())
         ]
         settings = {
-            "marginals": marginals,
-            "strength": 1.0,
-            "guidance": 1.5,
-            "gain": 1.0,
-            "steps": 12,
-            "temperature": 1.0,
-        }
-        Generator(encoder, decoder, ema.eval(), settings).save_pretrained(args.out)
+            "marginals": marginals, "strength": 0.4, "noise": recipe["noise"], "residual": 0.5, "gain": 1.0,
+            "steps": 8,
+        }  # fmt: skip
+        Generator(encoder, decoder, template, kept.eval(), settings).save_pretrained(args.out)
 
 
 if __name__ == "__main__":

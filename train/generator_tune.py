@@ -1,4 +1,4 @@
-"""Choose the guidance, the strength, the temperature and the gain of a trained generator, on validation requests.
+"""Choose the strength, the share of the residual and the gain of a trained generator, on validation requests.
 
     python -m train.generator_tune                   # about 4 min; rewrites checkpoints/faces/settings.json
 
@@ -31,10 +31,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--zoo", type=Path, default=None)
     parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0])
-    parser.add_argument("--strength", type=float, nargs="*", default=[0.5, 1.0])
-    parser.add_argument("--temperature", type=float, nargs="*", default=[1.0, 0.8])
-    parser.add_argument("--gain", type=float, nargs="*", default=[1.0, 1.25, 1.5])
+    parser.add_argument("--residual", type=float, nargs="*", default=[0.0, 0.3, 0.6, 1.0])
+    parser.add_argument("--strength", type=float, nargs="*", default=[0.4, 0.8])
+    parser.add_argument("--gain", type=float, nargs="*", default=[1.0, 1.25])
     args = parser.parse_args()
     torch.set_num_threads(1)
     folder = args.model or checkpoints_dir() / "faces"
@@ -44,17 +43,17 @@ def main() -> None:
     held = Zoo.open(args.zoo or zoos_dir() / "faces").split("validation")
     cases = make_cases(held, args.requests // 2, args.requests // 2, 11)
     labels = wanted(cases)
-    pairs = make_cases(held, 0, 6, 12)
+    pairs = make_cases(held, 0, 12, 12)
     results = []
-    grid = list(itertools.product(args.guidance, args.strength, args.temperature, args.gain))
-    for guidance, strength, temperature, gain in tqdm(grid, mininterval=5):
-        settings = {"guidance": guidance, "strength": strength, "temperature": temperature, "gain": gain}
+    grid = list(itertools.product(args.residual, args.strength, args.gain))
+    for residual, strength, gain in tqdm(grid, mininterval=5):
+        settings = {"residual": residual, "strength": strength, "gain": gain}
         trial = dataclasses.replace(generator, settings=generator.settings | settings)
         loras, _ = trial.generate([c.request for c in cases], [c.seed for c in cases])
         accuracy = score(selector, draw(base, loras, [SUBJECTS[0]] * len(loras), [0, 1]), labels)[0]
-        many, _ = trial.generate([p.request for p in pairs for _ in range(3)], range(18))
-        images = draw(base, many, [SUBJECTS[0]] * 18, [0])
-        diversity = spread(selector, images.unflatten(0, (6, 3)))
+        many, _ = trial.generate([p.request for p in pairs for _ in range(3)], range(36))
+        images = draw(base, many, [SUBJECTS[0]] * 36, [0])
+        diversity = spread(selector, images.unflatten(0, (12, 3)))
         results.append((accuracy, diversity, settings))
         tqdm.write(f"{settings}: accuracy {accuracy:.4f}, diversity {diversity:.3f}")
     top = max(r[0] for r in results)

@@ -13,6 +13,7 @@ from lolgen.nn.layers import GLLinear, GLMix, Invariants
 from lolgen.nn.orthogonal import Gram, OLinear, OMix
 from lolgen.nn.pretrained import Pretrained
 from lolgen.nn.spectrum import Spectrum
+from lolgen.nn.template import Template, TemplateConfig, word_groups
 from lolgen.nn.tokens import ModuleLinear, ModuleNet
 
 __all__ = [
@@ -35,8 +36,11 @@ __all__ = [
     "OMix",
     "Pretrained",
     "Spectrum",
+    "Template",
+    "TemplateConfig",
     "VelocityField",
     "VelocityFieldConfig",
     "principal_directions",
     "right_inverse",
+    "word_groups",
 ]

@@ -42,8 +42,8 @@ class VelocityField(Pretrained):
     P X (P X)^T and row norms, per column), of t, c and the rank, through a transformer with one token per
     module. With one orthogonal Q per module v(X Q) = v(X) Q; zero columns stay zero. Starts at v = 0.
 
-    The polar term is what paths of aligned noise ask for: noise X that is going to Y meets it in the frame
-    Y polar(Y^T X), which no A B^T of moderate size can follow from noise to noise.
+    The polar term is what paths of aligned noise ask for: noise X on its way to Y meets it in the frame
+    Y polar(Y^T X), where A B^T alone would have to learn the inverse root of a Gram matrix.
 
     `normalise` brings latents to entries of mean square 1 by `energy`, the training set's mean square norm of
     each row (set by `fit`); fields and noise live in that space, `denormalise` leads back. It serves every
@@ -133,7 +133,7 @@ class VelocityField(Pretrained):
 
 
 def polar(Z: Tensor, steps: int = 5) -> Tensor:
-    """About (Z Z^T)^-1/2 Z for Z (..., k, r), by Newton-Schulz steps: smooth, also where Z is singular.
+    """Nearly the polar factor of Z (..., k, r), by Newton-Schulz steps: smooth, also where Z is singular.
 
     Singular values are brought near 1, but those far below the largest stay small. polar(Z Q) = polar(Z) Q for
     orthogonal Q, and zero columns stay zero: each step multiplies from the left.

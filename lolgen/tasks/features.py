@@ -64,7 +64,10 @@ class Components:
         keep = max(1, min(keep, most or keep))
         values = values[:keep].clamp(min=1e-300)
         return Components(
-            (vectors[:, :keep] / values.sqrt()).float(), mean.float(), total.float(), (values / len(K)).float()
+            (vectors[:, :keep] / values.sqrt()).float(),
+            mean.float(),
+            total.float(),
+            (values / len(K)).float(),
         )
 
     def scores(self, K: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from lolgen import gl, metrics, pictures
-from lolgen.conditions import WIDTHS, complete, conditions, strength_of
+from lolgen.conditions import WIDTHS, complete, strength_of
 from lolgen.lora import Batch, Group, LoRA
 from lolgen.zoo.zoo import Zoo
 
@@ -54,8 +55,8 @@ class Training:
 
 def features(labels: Tensor, strength: Tensor) -> Tensor:
     """Attribute indicators, strength and a constant, (N, F)."""
-    c = conditions(labels, torch.zeros(len(labels), dtype=torch.long), strength)
-    return torch.cat([c[:, : sum(WIDTHS)], strength[:, None].float(), torch.ones(len(labels), 1)], 1)
+    blocks = [one_hot(labels[:, k].clamp(min=0), w) * (labels[:, k : k + 1] >= 0) for k, w in enumerate(WIDTHS)]
+    return torch.cat([*[b.float() for b in blocks], strength[:, None].float(), torch.ones(len(labels), 1)], 1)
 
 
 def combine(batch: Batch, weights: Tensor, rank: int) -> list[LoRA]:

@@ -30,6 +30,8 @@ from lolgen.zoo.zoo import Zoo
 ROW = "attributes"
 """The row of the mean over attributes; the others are named after one attribute each."""
 SPLITS = ("train", "validation", "test")
+_SHARED = ("features", "predict", "reader", "ridge", "training", "views")
+"""Files beside the models' own, one a model, whose change makes kept results stale."""
 Data = dict[str, tuple[Batch, Tensor]]
 Result = dict[str, Any]
 """Of one fit: `accuracy` (row -> share of visible labels read right) and `config`."""
@@ -61,7 +63,9 @@ def evaluate(
     splits = {s: opened.split(s, rank) for s in SPLITS}
     for split, rows in splits.items():
         if not len(rows):
-            raise LolgenError(f"{zoo}: found no LoRA of rank {rank} in the {split} split, wanted all of {SPLITS}")
+            raise LolgenError(
+                f"{zoo}: found no LoRA of rank {rank} in the {split} split, wanted all of {SPLITS}"
+            )
     if quick:
         seeds = seeds[:1]
         splits["train"] = Zoo(opened.folder, opened.info, splits["train"].rows[:200])
@@ -80,7 +84,9 @@ def evaluate(
     report = _report(results)
     write_file(Path(out) / "predict.json", (json.dumps(report, indent=1) + "\n").encode())
     counts = {s: len(rows) for s, rows in splits.items()}
-    write_file(Path(out) / "predict.md", _markdown(report, results, opened, counts, len(seeds), quick).encode())
+    write_file(
+        Path(out) / "predict.md", _markdown(report, results, opened, counts, len(seeds), quick).encode()
+    )
     return report
 
 
@@ -156,12 +162,14 @@ def _markdown(
 def _key(
     zoo: Zoo, classes: Mapping[str, int], rank: int, quick: bool, moments: Mapping[str, Tensor] | None
 ) -> str:
-    """What a kept result depends on: the zoo, the settings and the code of this folder."""
-    digest = hashlib.sha256(json.dumps([zoo.info, zoo.rows, dict(classes), rank, quick], sort_keys=True).encode())
+    """What a kept result depends on: the zoo, the settings and the code of the models."""
+    digest = hashlib.sha256(
+        json.dumps([zoo.info, zoo.rows, dict(classes), rank, quick], sort_keys=True).encode()
+    )
     for name in sorted({r["shard"] for r in zoo.rows}):
         digest.update(hashlib.sha256((zoo.folder / name).read_bytes()).digest())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for name in (*MODELS, *_SHARED):
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
     for name, S in sorted((moments or {}).items()):
         digest.update(name.encode() + S.detach().double().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -138,7 +138,8 @@ class Reader:
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Attribute -> probabilities (N, classes), calibrated on the validation split."""
+        """Attribute -> probabilities (N, classes), calibrated on the validation split; worked out in float32."""
+        batch = batch if batch.dtype == torch.float32 else batch.to(torch.float32)
         log_p = self.classes.log_probabilities(self.scores(batch), self.temperature)
         return {
             name: log_p[:, part].exp()
@@ -147,7 +148,10 @@ class Reader:
 
 
 class Fit(Protocol):
-    """Train on (train, y), choose on (validation, y_val): `config` if it is given, else the best of the budget's."""
+    """Train on (train, y), choose on (validation, y_val): `config` if it is given, else the best of the budget's.
+
+    Batches are float32, on the CPU. The same arguments give the same reader, and no random generator is touched.
+    """
 
     def __call__(
         self,
@@ -164,7 +168,10 @@ class Fit(Protocol):
 
 
 def choose(
-    configurations: list[Config], fit_one: Callable[[Config], tuple[T, float]], config: Config | None, budget: Budget
+    configurations: list[Config],
+    fit_one: Callable[[Config], tuple[T, float]],
+    config: Config | None,
+    budget: Budget,
 ) -> tuple[T, Config]:
     """The model of the given configuration, or of the one with the least `Classes.score` on validation."""
     tried = configurations[: budget.configurations] if config is None else [config]

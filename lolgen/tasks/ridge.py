@@ -20,7 +20,7 @@ def coefficients(K: Tensor, y: Tensor, classes: Classes, ridge: float) -> tuple[
     lift = ridge * K.diagonal().mean()
     # Attributes that are visible in the same LoRAs share one factorisation.
     for mask in seen.T.unique(dim=0):
-        columns = (seen.T == mask).all(1)
+        columns = (mask == seen.T).all(1)
         if not mask.any():
             continue
         A = K[mask][:, mask].double()

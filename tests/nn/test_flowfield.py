@@ -9,6 +9,7 @@ from torch import Tensor
 from lolgen import gl
 from lolgen.errors import ShapeError
 from lolgen.nn import VelocityField, VelocityFieldConfig
+from lolgen.nn.flowfield import polar
 
 from .tiny import SPEC, awaken, rotations
 
@@ -115,3 +116,18 @@ def test_condition_of_another_length_is_refused() -> None:
     assert free(X, t).shape == X.shape
     with pytest.raises(ShapeError, match=r"wanted \(3, 0\)"):
         free(X, t, c)
+
+
+@pytest.mark.parametrize("k, r", [(3, 2), (2, 5), (3, 3)])
+def test_polar_nears_the_polar_factor_and_turns_with_the_frame(k: int, r: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    Z = torch.randn(4, M, k, r, generator=g, dtype=torch.float64)
+    X, _, Yh = torch.linalg.svd(Z, full_matrices=False)
+    assert torch.allclose(polar(Z, steps=40), X @ Yh, atol=1e-6)
+    Q = rotations(4, M, r)
+    assert torch.allclose(polar(Z @ Q), polar(Z) @ Q)
+    assert not torch.allclose(polar(Z @ (Q + 1)), polar(Z) @ (Q + 1), atol=1e-2)
+    assert not polar(torch.nn.functional.pad(Z, (0, 2)))[..., r:].any()
+    zero = torch.zeros(1, 1, k, r, requires_grad=True)
+    polar(zero).sum().backward()
+    assert zero.grad is not None and zero.grad.isfinite().all()

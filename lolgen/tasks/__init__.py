@@ -1,0 +1,1 @@
+"""Reading tasks and generation tasks: the models, their baselines, and the evaluations that write the reports."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lolgen.errors import LolgenError
+from lolgen.quiet import load_stock_pipeline
 
 
 @dataclass
@@ -30,15 +31,11 @@ class Base:
     @staticmethod
     def load(folder: str | Path) -> Base:
         """Load a pipeline folder (no network); LolgenError if it is not one."""
-        from diffusers import StableDiffusionPipeline
-
         if not (Path(folder) / "model_index.json").is_file():
             raise LolgenError(
                 f"{folder}: no model_index.json; expected a diffusers StableDiffusionPipeline folder"
             )
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
-        )
+        pipe = load_stock_pipeline(str(folder))
         return Base.of(pipe)
 
     @staticmethod

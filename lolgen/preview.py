@@ -17,22 +17,24 @@ from torch import Tensor
 from lolgen import io
 from lolgen.errors import LolgenError
 from lolgen.lora import LoRA
+from lolgen.quiet import load_stock_pipeline
 
 STEPS = 16
 GUIDANCE = 3.0
 
 
 def load_pipeline(base: str | Path) -> Any:
-    """The stock pipeline of a folder (no network), silent, on the CPU."""
-    from diffusers import StableDiffusionPipeline
+    """The stock pipeline of a folder, silent, on the CPU; what is no folder is taken for a hub id.
 
-    if not (Path(base) / "model_index.json").is_file():
+    LolgenError when it cannot be loaded.
+    """
+    if Path(base).is_dir() and not (Path(base) / "model_index.json").is_file():
         raise LolgenError(f"{base}: no model_index.json; expected a diffusers StableDiffusionPipeline folder")
-    pipe = StableDiffusionPipeline.from_pretrained(
-        base, local_files_only=True, safety_checker=None, torch_dtype=torch.float32
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    try:
+        return load_stock_pipeline(str(base))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LolgenError(f"{base}: no StableDiffusionPipeline could be loaded ({reason})") from error
 
 
 def attach(pipe: Any, adapter: str | Path | LoRA) -> int:

@@ -11,9 +11,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel
+
+from lolgen.quiet import load_stock_pipeline
 
 
 def main() -> None:
@@ -23,8 +23,10 @@ def main() -> None:
     args = parser.parse_args()
     staged = args.out.with_name(f".{args.out.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
-    pipe = StableDiffusionPipeline.from_pretrained(args.run, local_files_only=True, safety_checker=None)
-    pipe.to(dtype=torch.float16).save_pretrained(staged)
+    pipe = load_stock_pipeline(str(args.run))
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        part.half()
+    pipe.save_pretrained(staged)
     CLIPModel.from_pretrained(args.run / "clip").half().save_pretrained(staged / "clip")
     shutil.rmtree(args.out, ignore_errors=True)
     staged.rename(args.out)

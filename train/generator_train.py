@@ -77,6 +77,7 @@ def latents_of(encoder: Encoder, batch: Batch) -> Tensor:
     return encoder.encode(batch).balanced().joined().detach()
 
 
+@torch.no_grad()
 def fit_template(encoder: Encoder, batch: Batch, c: Tensor, held: Batch, c_held: Tensor) -> Template:
     """The ridge template with the penalty that predicts held-out products best."""
     latent, target = encoder.encode(batch), encoder.encode(held)

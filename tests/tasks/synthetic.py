@@ -61,7 +61,14 @@ def write_zoo(folder: Path, counts: dict[str, int]) -> Path:
         shard = f"shard-{number:04d}.safetensors"
         save_file(shard_tensors(SPEC, batch.unstack(), torch.float32), folder / shard)
         for i, labels in enumerate(y.tolist()):
-            row = {"shard": shard, "row": i, "id": f"{split}-{i}", "split": split, "rank": RANK, "labels": labels}
+            row = {
+                "shard": shard,
+                "row": i,
+                "id": f"{split}-{i}",
+                "split": split,
+                "rank": RANK,
+                "labels": labels,
+            }
             lines.append(json.dumps(row))
     (folder / "index.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "zoo.json").write_text(json.dumps({"name": "synthetic", "spec": SPEC.to_json()}))

@@ -166,7 +166,9 @@ def test_blend_prefers_who_is_right() -> None:
     assert (shares[1] > 0.6).all() and (shares[0] < 0.2).all()
     hidden = Y.clone()
     hidden[:, 0] = -1
-    torch.testing.assert_close(blend(torch.stack([guess, right]), hidden, LAYOUT)[:, :4], torch.full((2, 4), 0.5))
+    torch.testing.assert_close(
+        blend(torch.stack([guess, right]), hidden, LAYOUT)[:, :4], torch.full((2, 4), 0.5)
+    )
 
 
 def test_choose_takes_the_least_within_the_budget() -> None:

@@ -71,7 +71,10 @@ def counting(monkeypatch: pytest.MonkeyPatch, name: str, stop_at: int = 99) -> l
 
 
 def test_a_killed_run_goes_on(zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models, whole = ["svd", "kernel"], evaluate(zoo, tmp_path / "whole", models=["svd", "kernel"], seeds=(0, 1))
+    models, whole = (
+        ["svd", "kernel"],
+        evaluate(zoo, tmp_path / "whole", models=["svd", "kernel"], seeds=(0, 1)),
+    )
     with monkeypatch.context() as patch, pytest.raises(Killed):
         calls = counting(patch, "svd", stop_at=1)
         evaluate(zoo, tmp_path / "out", models=models, seeds=(0, 1))

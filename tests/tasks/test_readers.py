@@ -147,7 +147,11 @@ def test_seeds() -> None:
     (train, y), config = TRAIN, Config(hidden=64, lr=3e-3)
 
     def read(seed: int) -> Tensor:
-        return model("svd").fit(train, y, *VALIDATION, CLASSES, seed, config=config, budget=SMALL).predict(TEST[0])["hue"]
+        return (
+            model("svd")
+            .fit(train, y, *VALIDATION, CLASSES, seed, config=config, budget=SMALL)
+            .predict(TEST[0])["hue"]
+        )
 
     before = torch.get_rng_state()
     first = read(0)

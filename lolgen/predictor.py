@@ -147,7 +147,8 @@ class Predictor(Pretrained):
             # Half whitened: plain components drown the rare ones, fully white ones drown in noise.
             scale = (s[:k] / len(X) ** 0.5).clamp(min=1e-6).sqrt()
             self.components[:, :k] = Vh[:k].T / scale
-            self.components /= ((X - self.centre) @ self.components).std().clamp(min=1e-9)
+            size = ((X - self.centre) @ self.components).std().clamp(min=1e-9)
+            self.components.div_(size)
             x = (X - self.centre) @ self.components
         batch = min(128, len(x))
         steps = epochs * max(1, len(x) // batch)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import distribution
@@ -114,95 +112,3 @@ def test_ci_and_pre_commit_lint_alike() -> None:
     script = ROOT / ".ci" / "run"
     assert "make lint test" in script.read_text()
     assert os.access(script, os.X_OK)
-
-
-# --- imports
-
-HEAVY = ("peft", "diffusers", "transformers", "gradio", "accelerate", "dicebear", "matplotlib")
-
-
-def test_import_lolgen_stays_light() -> None:
-    code = f"import sys, lolgen; print(*[m for m in {HEAVY!r} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert out.stdout.split() == []
-
-
-MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    "errors": (),
-    "paths": ("errors",),
-    "pictures": ("errors",),
-    "lora": ("errors",),
-    "gl": ("errors", "lora"),
-    "io": ("errors", "paths", "lora", "gl"),
-    "nn": ("errors", "lora", "gl"),
-    "metrics": ("errors", "lora", "gl"),
-    "testing": ("errors", "lora", "gl", "metrics"),
-    "flow": ("errors", "gl", "nn"),  # latents, never LoRAs
-}
-"""Part of lolgen -> the other parts it may import."""
-
-OUTSIDE = ("train", "demos", "tests")
-MAY_NOT_IMPORT: dict[str, tuple[str, ...]] = {
-    "train": ("cli", "demos", "tests"),
-    "demos": ("cli", "train", "tests"),
-    "cli": OUTSIDE,
-    "__main__": OUTSIDE,
-    "__init__": ("cli", *OUTSIDE),
-    "pipeline": ("cli", *OUTSIDE),
-}
-"""For the parts that are not in MAY_IMPORT; one that is in neither, such as zoo, lies below the pipeline."""
-
-
-def parts(source: str, package: list[str]) -> set[str]:
-    """What a module of `package` imports of ours: 'lora' for lolgen.lora; 'train', 'demos', 'tests'."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = [*above, *([node.module] if node.module else [])]
-            names |= {".".join([*base, alias.name]) for alias in node.names}
-    split = [name.split(".") for name in names]
-    inside = {s[1] for s in split if s[0] == "lolgen" and len(s) > 1 and not s[1].startswith("__")}
-    return inside | {s[0] for s in split if s[0] in OUTSIDE}
-
-
-def upward(source: str, file: str) -> set[str]:
-    """The imports of `file` (its path in the repository) that its place does not allow."""
-    *package, stem = Path(file).with_suffix("").parts
-    found = parts(source, package)
-    part = [*package, stem][1] if package[0] == "lolgen" else package[0]
-    if part in MAY_IMPORT:
-        return found - {part, *MAY_IMPORT[part]}
-    return found & set(MAY_NOT_IMPORT.get(part, ("pipeline", "cli", *OUTSIDE)))
-
-
-FOLDERS = ("lolgen", "train", "demos")
-FILES = [p.relative_to(ROOT).as_posix() for d in FOLDERS for p in sorted((ROOT / d).rglob("*.py"))]
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_imports_go_down_only(file: str) -> None:
-    assert upward((ROOT / file).read_text(), file) == set()
-
-
-@pytest.mark.parametrize(
-    "file, line, found",
-    [
-        ("lolgen/lora.py", "from lolgen.gl import act", {"gl"}),
-        ("lolgen/lora.py", "def f():\n    from lolgen import gl", {"gl"}),
-        ("lolgen/flow/path.py", "from ..lora import LoRA", {"lora"}),
-        ("lolgen/flow/path.py", "from .. import lora", {"lora"}),
-        ("lolgen/io/peft.py", "import lolgen.nn.layers", {"nn"}),
-        ("lolgen/zoo/build.py", "from lolgen.pipeline import generate", {"pipeline"}),
-        ("lolgen/pipeline.py", "from train.state import save", {"train"}),
-        ("train/faces_train.py", "from lolgen.cli import main", {"cli"}),
-        ("demos/app.py", "from lolgen.cli import main", {"cli"}),
-        ("lolgen/io/peft.py", "from .kohya import table\nfrom lolgen.lora import LoRA\nimport torch", set()),
-        ("lolgen/cli.py", "from lolgen import __version__, pipeline", set()),
-        ("demos/app.py", "from lolgen.pipeline import generate", set()),
-    ],
-)
-def test_an_upward_import_is_seen(file: str, line: str, found: set[str]) -> None:
-    assert upward(line, file) == found

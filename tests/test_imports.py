@@ -14,12 +14,12 @@ import lolgen
 ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "quiet", "precision"),
     ("lora", "paths", "pictures"),
-    ("gl", "probe"),
+    ("gl", "probe", "conditions"),
     ("io", "nn", "metrics", "testing", "base"),
-    ("flow",),
-    ("zoo",),
+    ("flow", "predictor", "preview"),
+    ("zoo", "generator"),
     ("tasks",),
     ("pipeline",),
     ("cli",),

@@ -55,7 +55,9 @@ class Training:
 
 def features(labels: Tensor, strength: Tensor) -> Tensor:
     """Attribute indicators, strength and a constant, (N, F)."""
-    blocks = [one_hot(labels[:, k].clamp(min=0), w) * (labels[:, k : k + 1] >= 0) for k, w in enumerate(WIDTHS)]
+    blocks = [
+        one_hot(labels[:, k].clamp(min=0), w) * (labels[:, k : k + 1] >= 0) for k, w in enumerate(WIDTHS)
+    ]
     return torch.cat([*[b.float() for b in blocks], strength[:, None].float(), torch.ones(len(labels), 1)], 1)
 
 

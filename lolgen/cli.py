@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from lolgen.paths import zoos_dir
+    from lolgen.paths import checkpoints_dir, zoos_dir
 
     zoo = args.zoo or zoos_dir() / "faces"
     if args.what == "generate":
@@ -115,9 +115,12 @@ def _evaluate(args: argparse.Namespace) -> int:
 
         print(evaluate(zoo, args.out, quick=args.quick))
     else:
+        from lolgen.base import Base
+        from lolgen.tasks.directions import directions_of
         from lolgen.tasks.predict import evaluate as evaluate_readers
 
-        evaluate_readers(zoo, out=args.out, quick=args.quick)
+        base = Base.load(checkpoints_dir() / "tiny-sd")
+        evaluate_readers(zoo, out=args.out, quick=args.quick, directions=directions_of(base))
     return 0
 
 

@@ -62,9 +62,16 @@ def strength_of(recipe: Mapping[str, float]) -> float:
 def complete(
     request: Mapping[str, str], marginals: Sequence[Tensor], generator: torch.Generator
 ) -> dict[str, str]:
-    """The request with every attribute that it leaves open drawn from `marginals` (one (values,) each)."""
-    full: dict[str, str] = {}
-    for (name, values), p in zip(pictures.ATTRIBUTES.items(), marginals, strict=True):
-        k = int(torch.multinomial(p, 1, generator=generator))
-        full[name] = request.get(name, values[k])
+    """The request with every attribute that it leaves open drawn from `marginals` (one (values,) each).
+
+    What is asked for shows: hair colour is not asked of somebody who is drawn without hair, unless the request
+    itself says so.
+    """
+    for _ in range(1000):
+        full: dict[str, str] = {}
+        for (name, values), p in zip(pictures.ATTRIBUTES.items(), marginals, strict=True):
+            k = int(torch.multinomial(p, 1, generator=generator))
+            full[name] = request.get(name, values[k])
+        if all(pictures.visible(full, name) for name in request):
+            break
     return full

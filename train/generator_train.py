@@ -2,6 +2,7 @@
 
     python -m train.generator_train                                   # about 8 min on one core
     accelerate launch --multi_gpu --num_processes 2 -m train.generator_train   # the same on two CPU processes
+    python -m train.generator_train --keep-template --state runs/state/flow.safetensors   # after train.template_tune
     python -m train.generator_train --recipe smoke
 
 The template is a ridge regression on the latents' products, its penalty chosen on validation; the flow learns the rest.
@@ -105,6 +106,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=None)
     parser.add_argument("--out", type=Path, default=Path("checkpoints/faces"))
     parser.add_argument("--state", type=Path, default=Path("runs/state/generator.safetensors"))
+    parser.add_argument(
+        "--keep-template", action="store_true", help="train the flow around the template in --out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
@@ -119,7 +123,10 @@ def main() -> None:
     encoder = Encoder.from_batch(train_batch, EncoderConfig(d=recipe["d"]), S=S)
     decoder = Decoder.from_encoder(encoder, S=S)
     C, C_held = zoo_conditions(train), zoo_conditions(held)
-    template = fit_template(encoder, train_batch, C, held.load(), C_held)
+    if args.keep_template:
+        template = Template.from_pretrained(args.out / "template")
+    else:
+        template = fit_template(encoder, train_batch, C, held.load(), C_held)
     X, X_held = latents_of(encoder, train_batch), latents_of(encoder, held.load())
     config = VelocityFieldConfig(
         d_u=2 * recipe["d"], d_v=2 * recipe["d"], condition=LENGTH, width=recipe["width"], depth=recipe["depth"],

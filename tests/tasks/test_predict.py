@@ -12,7 +12,7 @@ from synthetic import CLASSES, RANK, write_zoo
 from lolgen.errors import LolgenError
 from lolgen.tasks import predict
 from lolgen.tasks.models import MODELS, Model
-from lolgen.tasks.reader import Reader
+from lolgen.tasks.reader import Budget, Reader
 
 COUNTS = {"train": 90, "validation": 40, "test": 40}
 
@@ -23,8 +23,9 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet_and_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(predict, "FULL", Budget(configurations=2, epochs=0.1))
 
 
 def evaluate(zoo: Path, out: Path, **options: Any) -> dict[str, Any]:

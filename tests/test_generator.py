@@ -148,7 +148,8 @@ def test_save_and_load(generator, tmp_path):
     again = Generator.from_pretrained(tmp_path / "g")
     one, _ = generator.generate([{"top": "long"}], [5])
     two, _ = again.generate([{"top": "long"}], [5])
-    assert all(torch.equal(one[0].factors[n].B, two[0].factors[n].B) for n in SPEC.names)
+    for n in SPEC.names:  # to rounding: where a tensor lies in memory may change the order of a sum
+        assert torch.allclose(one[0].factors[n].B, two[0].factors[n].B, atol=1e-4)
     first = {p.name: p.read_bytes() for p in (tmp_path / "g").rglob("*.safetensors")}
     again.save_pretrained(tmp_path / "h")
     assert first == {p.name: p.read_bytes() for p in (tmp_path / "h").rglob("*.safetensors")}

@@ -71,6 +71,24 @@ def test_from_pictures_to_a_generator(monkeypatch, folder):
         monkeypatch, "generator_train", "--recipe", "smoke", "--zoo", zoo, "--base", folder / "shipped",
         "--out", folder / "generator", "--state", folder / "generator.safetensors",
     )  # fmt: skip
+    stage(
+        monkeypatch, "template_tune", "--recipe", "smoke", "--model", folder / "generator",
+        "--base", folder / "shipped", "--state", folder / "template.safetensors",
+    )  # fmt: skip
+    stage(
+        monkeypatch, "generator_train", "--recipe", "smoke", "--keep-template", "--zoo", zoo, "--base",
+        folder / "shipped", "--out", folder / "generator", "--state", folder / "flow.safetensors",
+    )  # fmt: skip
+    stage(
+        monkeypatch,
+        "predictor_train",
+        "--zoo",
+        zoo,
+        "--base",
+        folder / "shipped",
+        "--out",
+        folder / "predictor",
+    )
     from lolgen.generator import Generator
 
     loras, _ = Generator.from_pretrained(folder / "generator").generate([{"glasses": "yes"}], [0])

@@ -70,8 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.command == "eval":
         return _evaluate(args)
+    import torch
+
     from lolgen import pipeline
 
+    # The models are small: a second thread gains nothing, and beside another busy process it costs seconds.
+    torch.set_num_threads(1)
     if args.command == "generate":
         request: dict[str, str] = {}
         for name, value in args.request:

@@ -26,6 +26,9 @@ def main() -> None:
     pipe = load_stock_pipeline(str(args.run))
     for part in (pipe.unet, pipe.vae, pipe.text_encoder):
         part.half()
+    # diffusers loads its parts in float32 unless told otherwise, transformers in the file's own type: what a plain
+    # `from_pretrained` puts together must agree.
+    pipe.text_encoder.float()
     pipe.save_pretrained(staged)
     CLIPModel.from_pretrained(args.run / "clip").half().save_pretrained(staged / "clip")
     shutil.rmtree(args.out, ignore_errors=True)

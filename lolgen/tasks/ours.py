@@ -3,9 +3,9 @@
 1. Features `U_m (V_m^T P_m)` of every module, on the input directions that LoRAs really use (`lolgen.tasks.views`),
    and their principal components. All is gauge-invariant, and costs (out + in) r p a module.
 2. Up to two rounds of sharpening: a linear ridge readout says which inputs and outputs carry the labels.
-3. On the components: kernel ridge with Gaussians of three widths, and two small nets; beside them kernel ridge on
-   the angle between whole delta W. Each is calibrated, and each attribute takes an average of them that leans
-   towards those that read the validation split best.
+3. On the components: kernel ridge with Gaussians of three widths, and two small nets. On the LoRAs themselves: two
+   GL-nets, and kernel ridge on the angle between whole delta W. Each is calibrated, and each attribute takes an
+   average of them that leans towards those that read the validation split best.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lolgen.lora import Batch
+from lolgen.nn.glnet import GLNet, GLNetConfig
 from lolgen.tasks.features import cosine_gram
 from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader
 from lolgen.tasks.ridge import coefficients
@@ -29,6 +30,7 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 WIDTHS = (0.15, 0.4, 1.0)
 """Of the Gaussian kernels: exp(-width |x - y|^2 / mean |x - y|^2)."""
 NETS = 2
+"""Of each kind; their width and rate are fixed, found on folds of the training split."""
 PICKS = 12
 """Most draws (with replacement) into the average of an attribute."""
 
@@ -78,6 +80,7 @@ def fit(
     members.append(_delta(problem))
     for k in range(NETS):
         members.append(_net(view, problem, seed * NETS + k, budget))
+        members.append(_glnet(view.lens, problem, seed * NETS + k, budget))
     y_val = problem.y_val
     temperatures = [layout.calibrate(m.validation, y_val) for m in members]
     calibrated = [
@@ -188,6 +191,26 @@ def _net(view: View, p: Problem, seed: int, budget: Budget) -> Member:
         x, p.y, x_val, p.y_val, p.classes, seed=seed, lr=1e-3, budget=budget, epochs=40,
     )  # fmt: skip
     return Member(lambda _, coordinates: apply(net, coordinates), apply(net, x_val), score)
+
+
+def _glnet(lens: Lens, p: Problem, seed: int, budget: Budget) -> Member:
+    """A GL-net on LoRAs of which size is divided out as far as in the features: it reads a weak LoRA too."""
+
+    def sized(batch: Batch) -> Batch:
+        scale = lens.scale(batch)[:, None, None, None]
+        return batch.map(lambda U, V: (U * scale, V))
+
+    x, x_val = sized(p.train), sized(p.validation)
+
+    def make() -> GLNet:
+        net = GLNet(p.train.spec, GLNetConfig(p.classes.total, d=16, hidden=128))
+        net.fit(x)
+        return net
+
+    net, score = train_net(
+        make, x, p.y, x_val, p.y_val, p.classes, seed=seed, lr=1e-2, budget=budget, epochs=40
+    )
+    return Member(lambda batch, _: apply(net, sized(batch)), apply(net, x_val), score)
 
 
 def blend(log_p: Tensor, y: Tensor, classes: Classes) -> Tensor:

@@ -1,0 +1,45 @@
+"""What the README prints is what works: its Python runs as it stands, its commands exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from lolgen.cli import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "person.png").is_file() and "'value': 'yes'" in done.stdout
+
+
+def test_every_command_line_parses():
+    lines = [x.split("#")[0].split() for b in blocks("sh") for part in b.split("\n") for x in part.split(";")]
+    commands = [x[1:] for x in lines if x[:1] == ["lolgen"]]
+    assert {c[0] for c in commands} >= {"generate", "predict", "compare", "eval"}
+    for command in commands:
+        build_parser().parse_args(command)
+
+
+def test_every_stage_and_file_named_exists():
+    stages = re.findall(r"-m (train\.\w+)", README)
+    assert len(stages) > 10
+    for stage in stages:
+        assert (ROOT / (stage.replace(".", "/") + ".py")).is_file(), stage
+    for path in re.findall(r"\]\((?!http)([\w./]+)\)", README):
+        assert (ROOT / path).exists(), path

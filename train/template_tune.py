@@ -1,6 +1,6 @@
 """Train the template through the base model: what its LoRAs draw, not how near they are to other LoRAs.
 
-    python -m train.template_tune                    # about 6 min on one core; rewrites checkpoints/faces/template
+    python -m train.template_tune                    # about 10 min on one core; rewrites checkpoints/faces/template
     python -m train.template_tune --recipe smoke --model ... --base ...
 
 The closed-form template is the mean of LoRAs trained on few pictures each. Here its weights move on by the loss that
@@ -35,7 +35,7 @@ from lolgen.zoo.training import Prior, make_prior
 from train.state import load_state, save_state
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "full": {"steps": 900, "loras": 16, "batch": 3, "prior": 2, "identities": 3000, "each": 4, "lr": 4e-3},
+    "full": {"steps": 1800, "loras": 16, "batch": 3, "prior": 2, "identities": 3000, "each": 4, "lr": 4e-3},
     "smoke": {"steps": 2, "loras": 2, "batch": 1, "prior": 1, "identities": 4, "each": 1, "lr": 1e-3},
 }
 PRIOR_WEIGHT = 10.0

@@ -165,7 +165,7 @@ def evaluate(
         seconds = (time.perf_counter() - start) / len(cases)
         results[name] = Outcome(scaled(loras, gain), 0.0 if name == "real" else seconds, gain)
 
-    groups = diversity_requests(test, 3 if quick else 24, seed + 2)
+    groups = diversity_requests(test, 3 if quick else 60, seed + 2)
     labels = wanted(cases)
     sheet = []
     for name, result in tqdm(results.items(), desc="pictures", mininterval=1):

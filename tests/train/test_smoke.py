@@ -137,16 +137,27 @@ def test_a_state_resumes_bit_for_bit(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(model.parameters(), bare.parameters(), strict=True))
 
 
-def test_two_cpu_processes_train_the_generator(folder, tmp_path):
+def test_two_cpu_processes_train_the_generator(monkeypatch, tmp_path):
     """`accelerate launch` on two CPU processes: one model comes out."""
-    if not (folder / "zoo" / "zoo.json").exists():
-        pytest.fail("the stages before this one did not finish")
+    base = checkpoints_dir() / "tiny-sd"
+    stage(
+        monkeypatch,
+        "zoo_build",
+        "--recipe",
+        "smoke",
+        "--base",
+        base,
+        "--out",
+        tmp_path / "zoo",
+        "--workers",
+        "1",
+    )
     accelerate = shutil.which("accelerate", path=str(Path(sys.executable).parent))
     assert accelerate is not None
     command = [
         accelerate, "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
         "--dynamo_backend", "no", "--main_process_port", "0", "-m", "train.generator_train", "--recipe", "smoke",
-        "--zoo", str(folder / "zoo"), "--base", str(folder / "shipped"), "--out", str(tmp_path / "g"),
+        "--zoo", str(tmp_path / "zoo"), "--base", str(base), "--out", str(tmp_path / "g"),
         "--state", str(tmp_path / "g.safetensors"),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -45,7 +45,13 @@ def attach(pipe: Any, adapter: str | Path | LoRA) -> int:
     lora = adapter if isinstance(adapter, LoRA) else io.load(adapter)
     with tempfile.TemporaryDirectory() as folder:
         file = io.save(lora, Path(folder) / "pytorch_lora_weights.safetensors", "diffusers")
-        pipe.load_lora_weights(folder, weight_name=Path(file).name, adapter_name="lolgen")
+        try:
+            pipe.load_lora_weights(folder, weight_name=Path(file).name, adapter_name="lolgen")
+        except (ValueError, RuntimeError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise LolgenError(
+                f"the adapter does not fit the base model: {reason}; name its own base"
+            ) from error
     hit = {
         f"{part}.{name}"
         for part in ("unet", "text_encoder")

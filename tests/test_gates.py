@@ -11,9 +11,12 @@ import torch
 
 from lolgen import pictures, pipeline, preview
 from lolgen.base import Base
+from lolgen.errors import LolgenError
+from lolgen.lora import ModuleSpec, Spec
 from lolgen.paths import checkpoints_dir, zoos_dir
 from lolgen.probe import Probe, mean_accuracy
 from lolgen.tasks.generate import draw
+from lolgen.testing import random_lora
 from lolgen.zoo.zoo import Zoo
 
 
@@ -118,3 +121,22 @@ def test_predictor_reads_test_identities():
     read = pipeline.load_predictor().probabilities(zoo.load())
     found = torch.stack([read[n].argmax(-1) for n in pictures.ATTRIBUTES], 1)
     assert mean_accuracy(found, zoo.labels()) >= 0.85
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ModuleSpec(
+            "unet.down_blocks.9.attentions.0.transformer_blocks.0.attn2.to_v", 64, 96
+        ),  # no such block
+        ModuleSpec(
+            "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v", 320, 768
+        ),  # another size
+    ],
+)
+def test_an_adapter_of_another_base_is_refused_and_leaves_no_trace(module):
+    pipe = preview.load_pipeline(checkpoints_dir() / "tiny-sd")
+    before = preview.draw(pipe, ["a photo of a person"], [0], steps=2)
+    with pytest.raises(LolgenError, match="base"):
+        preview.attach(pipe, random_lora(Spec((module,)), 2))
+    assert torch.equal(before, preview.draw(pipe, ["a photo of a person"], [0], steps=2))

@@ -3,7 +3,7 @@
     python -m train.generator_tune                   # about 4 min; rewrites checkpoints/faces/settings.json
 
 Pictures are scored by the second reader (checkpoints/selector.safetensors). The probe, which judges, takes no part;
-nor do the test identities. Half of the requests are partial. Among settings that draw equally well (to .001) the one
+nor do the test identities. Half of the requests are partial. Among settings that draw equally well (to .002) the one
 that keeps most of the flow's residual wins, as it departs least from the LoRAs of the zoo.
 """
 
@@ -30,8 +30,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=None)
     parser.add_argument("--zoo", type=Path, default=None)
-    parser.add_argument("--requests", type=int, default=48)
-    parser.add_argument("--residual", type=float, nargs="*", default=[0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--residual", type=float, nargs="*", default=[0.0, 0.2, 0.4, 0.6])
     parser.add_argument("--strength", type=float, nargs="*", default=[0.4, 0.8])
     parser.add_argument("--gain", type=float, nargs="*", default=[1.0, 1.25])
     args = parser.parse_args()
@@ -58,7 +58,7 @@ def main() -> None:
         tqdm.write(f"{settings}: accuracy {accuracy:.4f}, diversity {diversity:.3f}")
     top = max(r[0] for r in results)
     accuracy, diversity, settings = max(
-        (r for r in results if r[0] >= top - 0.001), key=lambda r: (r[2]["residual"], r[1])
+        (r for r in results if r[0] >= top - 0.002), key=lambda r: (r[2]["residual"], r[1])
     )
     dataclasses.replace(generator, settings=generator.settings | settings).save_pretrained(folder)
     print(f"chosen: {settings}: accuracy {accuracy:.4f}, diversity {diversity:.3f}")

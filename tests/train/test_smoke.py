@@ -175,3 +175,12 @@ def test_shipped_checkpoints_are_small_and_unpickled():
     base = [p for p in files if p.relative_to(root).parts[0] in {"tiny-sd", "probe.safetensors"}]
     assert sum(p.stat().st_size for p in base) <= 30e6
     assert max(p.stat().st_size for p in root.rglob("*") if p.is_file()) <= 50e6
+
+
+def test_the_manifest_says_what_is_there():
+    import json
+
+    from train.manifest import NAME, files_of
+
+    root = checkpoints_dir()
+    assert json.loads((root / NAME).read_text("utf-8"))["files"] == files_of(root)

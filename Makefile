@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
 	@# The build backend too, so that the build below is not isolated and uses the pinned one.
 	$(INSTALL) hatchling
-	$(INSTALL) --no-build-isolation --editable '.[diffusers,pictures,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[all,dev]'
 	@touch $@
 
 demo: $(STAMP)

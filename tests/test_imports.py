@@ -21,7 +21,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("flow", "predictor", "preview"),
     ("zoo", "generator"),
     ("tasks",),
+    ("tools",),
     ("pipeline",),
+    ("commands",),
     ("cli",),
 )
 """Bottom first. A part of lolgen (a file, or a folder and all in it) may import itself and lower layers."""
@@ -34,7 +36,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 }
 """Parts that may import less than their layer says; what is named here needs no layer."""
 
-NEVER: dict[str, tuple[str, ...]] = {"train": ("cli",), "demos": ("cli",)}
+NEVER: dict[str, tuple[str, ...]] = {"train": ("cli", "commands"), "demos": ("cli", "commands")}
 """Folders outside lolgen, and the parts of lolgen that they leave alone."""
 
 LEVEL = {name: float(i) for i, names in enumerate(LAYERS) for name in names}

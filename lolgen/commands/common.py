@@ -1,0 +1,44 @@
+"""What the commands share: NAME=VALUE arguments, requests, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from lolgen.errors import LolgenError
+
+Subparsers = Any
+"""What `ArgumentParser.add_subparsers` gives."""
+FORMATS = ("peft", "diffusers", "kohya")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """NAME=VALUE, for `type=` of an argument."""
+    name, sep, value = text.partition("=")
+    if not sep or not name or not value:
+        raise argparse.ArgumentTypeError(f"found {text!r}, wanted NAME=VALUE")
+    return name, value
+
+
+def request_of(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """The pairs as a mapping; LolgenError when one name is given two values."""
+    request: dict[str, str] = {}
+    for name, value in pairs:
+        if request.get(name, value) != value:
+            raise LolgenError(f"{name} is asked to be both {request[name]!r} and {value!r}; ask for one")
+        request[name] = value
+    return request
+
+
+def one_thread() -> None:
+    """The models are small: a second thread gains nothing, and beside another busy process it costs seconds."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def show(data: Any, lines: list[str], as_json: bool) -> None:
+    """The report: for machines, or for people."""
+    print(json.dumps(data, indent=1) if as_json else "\n".join(lines))

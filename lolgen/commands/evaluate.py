@@ -1,0 +1,34 @@
+"""`lolgen eval`: write the tables of the README from the stored artefacts."""
+
+from __future__ import annotations
+
+import argparse
+
+from lolgen.commands.common import Subparsers
+
+
+def add(sub: Subparsers) -> None:
+    p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
+    p.add_argument("what", choices=["generate", "predict"])
+    p.add_argument("--out", default="reports")
+    p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
+    p.add_argument("--zoo", help="folder of the zoo (default: the shipped faces)")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from lolgen.paths import checkpoints_dir, zoos_dir
+
+    zoo = args.zoo or zoos_dir() / "faces"
+    if args.what == "generate":
+        from lolgen.tasks.generate import evaluate
+
+        print(evaluate(zoo, args.out, quick=args.quick))
+    else:
+        from lolgen.base import Base
+        from lolgen.tasks.directions import directions_of
+        from lolgen.tasks.predict import evaluate as evaluate_readers
+
+        base = Base.load(checkpoints_dir() / "tiny-sd")
+        evaluate_readers(zoo, out=args.out, quick=args.quick, directions=directions_of(base))
+    return 0

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, evaluate, generate, predict
+from lolgen.commands import compare, demo, evaluate, generate, predict
 from lolgen.errors import LolgenError
 
 COMMANDS = (
@@ -14,6 +14,7 @@ COMMANDS = (
     predict,
     compare,
     evaluate,
+    demo,
 )
 """In the order of `lolgen --help`."""
 

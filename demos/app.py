@@ -35,7 +35,9 @@ def build(studio: Studio, queue: int = QUEUE) -> Any:
     store = studio.store
     # Read by Gradio whenever it stores an upload: this app's own folder, deleted with it.
     os.environ["GRADIO_TEMP_DIR"] = str(store.uploads)
-    with guard.Blocks(store.uploads, title="lolgen", analytics_enabled=False, fill_width=False) as page_blocks:
+    with guard.Blocks(
+        store.uploads, title="lolgen", analytics_enabled=False, fill_width=False
+    ) as page_blocks:
         page = Page(studio)
         gr.HTML(html.header())
         binds = []
@@ -43,7 +45,12 @@ def build(studio: Studio, queue: int = QUEUE) -> Any:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name.lower()):
                     binds.append(tab.build(page))
-        gr.HTML(html.heading("Made in this session", "Newest first; the faces in the other tabs are these and the examples."))
+        gr.HTML(
+            html.heading(
+                "Made in this session",
+                "Newest first; the faces in the other tabs are these and the examples.",
+            )
+        )
         page.gallery = gr.HTML(html.gallery([]), elem_id="gallery")
         gr.HTML(html.footer())
         for bind in binds:
@@ -58,7 +65,11 @@ def build(studio: Studio, queue: int = QUEUE) -> Any:
 
 
 def serve(
-    port: int = 7860, host: str = "127.0.0.1", share: bool = False, queue: int = QUEUE, store: Store | None = None
+    port: int = 7860,
+    host: str = "127.0.0.1",
+    share: bool = False,
+    queue: int = QUEUE,
+    store: Store | None = None,
 ) -> None:
     """Serve until interrupted, then delete everything. LolgenError when the port cannot be had."""
     import torch

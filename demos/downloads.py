@@ -10,6 +10,7 @@ from typing import Any
 
 from lolgen import io
 from lolgen.errors import LolgenError
+from lolgen.io import diffusers
 from lolgen.lora import LoRA
 
 from .sessions import Item, Store
@@ -42,18 +43,25 @@ def content(item: Item, format: str) -> tuple[str, bytes]:
     """
     if format not in io.FORMATS:
         raise LolgenError(f"found format {format!r}, wanted one of {', '.join(io.FORMATS)}")
+    if format == "peft" and (item.path / diffusers.FILE).is_file():
+        # As it was made: the very files that the command line writes.
+        return f"{item.slug}-peft.zip", _zipped(item.slug, item.path)
     with tempfile.TemporaryDirectory() as folder:
         written = io.save(io.load(item.path), _target(Path(folder), format), format)
-        if format != "peft":
-            return f"{item.slug}-{format}.safetensors", Path(written).read_bytes()
-        buffer = stdio.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(Path(written).iterdir()):
-                # A fixed date: the same adapter is the same zip.
-                entry = zipfile.ZipInfo(f"{item.slug}/{file.name}", (2024, 1, 1, 0, 0, 0))
-                entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                archive.writestr(entry, file.read_bytes())
-        return f"{item.slug}-peft.zip", buffer.getvalue()
+        if format == "peft":
+            return f"{item.slug}-peft.zip", _zipped(item.slug, written)
+        return f"{item.slug}-{format}.safetensors", written.read_bytes()
+
+
+def _zipped(name: str, folder: Path) -> bytes:
+    buffer = stdio.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            # A fixed date: the same adapter is the same zip.
+            entry = zipfile.ZipInfo(f"{name}/{file.name}", (2024, 1, 1, 0, 0, 0))
+            entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            archive.writestr(entry, file.read_bytes())
+    return buffer.getvalue()
 
 
 def route(store: Store) -> Any:
@@ -85,5 +93,3 @@ def route(store: Store) -> Any:
 
 def _target(folder: Path, format: str) -> Path:
     return folder / "adapter" if format == "peft" else folder / "adapter.safetensors"
-
-

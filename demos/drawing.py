@@ -20,8 +20,7 @@ from .sessions import Item
 
 SIDE = 192
 """Side of a shown picture in pixels."""
-SEEDS = (0, 1, 2)
-THUMB_SEED = 3
+SEEDS = (0, 1, 2, 3, 4, 5)
 
 
 class Painter:
@@ -59,9 +58,9 @@ class Painter:
         return self._pipe
 
 
-def prompts_of(item: Item) -> list[str]:
-    """Two prompts with the item's own subject."""
-    return [pictures.caption({}, subject_of(item.prompt), prefix) for prefix in pictures.PREFIXES[:2]]
+def prompt_of(item: Item) -> str:
+    """The prompt that previews are drawn with: the item's own subject."""
+    return pictures.caption({}, subject_of(item.prompt))
 
 
 def subject_of(prompt: str) -> str:
@@ -79,7 +78,7 @@ def picture_of(pixels: Any) -> Any:
 def enlarge(picture: Any, side: int = SIDE) -> Any:
     from PIL import Image
 
-    return picture.resize((side, side), Image.Resampling.LANCZOS)
+    return picture.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def data_uri(picture: Any) -> str:

@@ -6,6 +6,7 @@ import functools
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def message(text: str) -> gr.Error:
-    """A toast with one line, without the traceback that Gradio would log."""
-    return gr.Error(text[:1].upper() + text[1:600], duration=12, title="That did not work", print_exception=False)
+    """A toast with one line, without the traceback that Gradio would log. Toasts are HTML, and names are foreign."""
+    return gr.Error(
+        escape(text[:1].upper() + text[1:600]), duration=12, title="That did not work", print_exception=False
+    )
 
 
 class Blocks(gr.Blocks):

@@ -19,7 +19,8 @@ SWATCHES: dict[str, dict[str, str]] = {
                 "green": "#2e9e4f", "yellow": "#f6cf2f"},
 }  # fmt: skip
 """What the values look like in the pictures; the others are shades of the accent colour."""
-SHADES = ("var(--ll-bar-1)", "var(--ll-bar-2)", "var(--ll-bar-3)", "var(--ll-bar-4)")
+SHADES = {"no": "var(--ll-bar-0)", "yes": "var(--ll-bar-1)", "bald": "var(--ll-bar-4)", "short": "var(--ll-bar-3)",
+          "long": "var(--ll-bar-2)", "hat": "var(--ll-bar-1)"}  # fmt: skip
 FORMAT_WORDS = {
     "peft": ("PEFT", ".zip"),
     "diffusers": ("diffusers", ".safetensors"),
@@ -107,7 +108,9 @@ def pairs(before: Sequence[str], after: Sequence[str], captions: Sequence[str]) 
         f"</div><figcaption>{escape(text)}</figcaption></figure>"
         for a, b, text in zip(before, after, captions, strict=True)
     )
-    return f'<div class="ll-pairs"><div class="ll-key"><span>before</span><span>after</span></div>{cells}</div>'
+    return (
+        f'<div class="ll-pairs"><div class="ll-key"><span>before</span><span>after</span></div>{cells}</div>'
+    )
 
 
 def walk(rows: Sequence[tuple[float, Sequence[str]]], chosen: float) -> str:
@@ -115,8 +118,8 @@ def walk(rows: Sequence[tuple[float, Sequence[str]]], chosen: float) -> str:
     nearest = min(range(len(rows)), key=lambda i: abs(rows[i][0] - chosen))
     cells = []
     for i, (t, drawn) in enumerate(rows):
-        images = "".join(f'<img src="{src}" alt="{_percent(t)} of the way from A to B">' for src in drawn)
-        text = "A" if t == 0 else "B" if t == 1 else _percent(t)
+        images = "".join(f'<img src="{src}" alt="{100 * t:.0f} % of the way from A to B">' for src in drawn)
+        text = "A" if t == 0 else "B" if t == 1 else f"{100 * t:.0f} %"
         mark = ' class="ll-chosen"' if i == nearest else ""
         cells.append(f"<figure{mark}>{images}<figcaption>{text}</figcaption></figure>")
     return f'<div class="ll-walk">{"".join(cells)}</div>'
@@ -163,12 +166,15 @@ def facts(rows: Mapping[str, Any]) -> str:
 def gallery(items: Sequence[Item]) -> str:
     """What was made in this session, newest first."""
     if not items:
-        return empty("Nothing made yet", "Every LoRA that you generate, edit, mix or upload is kept here until you leave.")
+        return empty(
+            "Nothing made yet",
+            "Every LoRA that you generate, edit, mix or upload is kept here until you leave.",
+        )
     cells = []
     for item in items:
         picture = f'<img src="{item.thumb}" alt="">' if item.thumb else '<i class="ll-nothumb">LoRA</i>'
         cells.append(
-            f'<article>{picture}<div><b>{escape(item.name)}</b><small>{escape(item.kind)}'
+            f"<article>{picture}<div><b>{escape(item.name)}</b><small>{escape(item.kind)}"
             f"{' &middot; ' + escape(item.note) if item.note else ''}</small>{links(item)}</div></article>"
         )
     return f'<div class="ll-gallery">{"".join(cells)}</div>'
@@ -180,11 +186,13 @@ def heading(text: str, help: str = "") -> str:
 
 def _bar(name: str, found: Mapping[str, Any]) -> str:
     parts = []
-    for i, (value, p) in enumerate(found["probabilities"].items()):
+    for value, p in found["probabilities"].items():
         if p < 0.004:
             continue
-        colour = SWATCHES.get(name, {}).get(value) or SHADES[i % len(SHADES)]
-        parts.append(f'<i style="flex-grow:{p:.4f};background:{colour}" title="{escape(value)} {_percent(p)}"></i>')
+        colour = SWATCHES.get(name, {}).get(value) or SHADES.get(value, "var(--ll-bar-1)")
+        parts.append(
+            f'<i style="flex-grow:{p:.4f};background:{colour}" title="{escape(value)} {_percent(p)}"></i>'
+        )
     text = ", ".join(f"{v} {_percent(p)}" for v, p in found["probabilities"].items() if p >= 0.004)
     return f'<div class="ll-bar" role="img" aria-label="{escape(text)}">{"".join(parts)}</div>'
 
@@ -192,9 +200,16 @@ def _bar(name: str, found: Mapping[str, Any]) -> str:
 def _value(found: Mapping[str, Any], arrow: str = "") -> str:
     p = found["probability"]
     second = sorted(found["probabilities"].items(), key=lambda kv: -kv[1])[1:2]
-    doubt = f'<em class="ll-doubt">or {escape(second[0][0])} {_percent(second[0][1])}</em>' if p < UNSURE and second else ""
-    return f'<span class="ll-value">{arrow}{escape(found["value"])} <small>{_percent(p)}</small>{doubt}</span>'
+    doubt = (
+        f'<em class="ll-doubt">or {escape(second[0][0])} {_percent(second[0][1])}</em>'
+        if p < UNSURE and second
+        else ""
+    )
+    return (
+        f'<span class="ll-value">{arrow}{escape(found["value"])} <small>{_percent(p)}</small>{doubt}</span>'
+    )
 
 
 def _percent(p: float) -> str:
-    return f"{100 * p:.0f} %" if 0.01 <= p <= 0.99 or p in (0, 1) else "> 99 %" if p > 0.99 else "< 1 %"
+    """A probability; a calibrated model is never quite sure, and rounding must not say so."""
+    return "> 99 %" if p > 0.99 else "< 1 %" if p < 0.01 else f"{100 * p:.0f} %"

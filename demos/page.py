@@ -26,7 +26,7 @@ PROGRESS = gr.Progress()
 
 _PICKER = (
     '<div class="ll-picker" role="radiogroup" aria-label="${title}">'
-    "${choices.map(function (c) { return '<button type=\"button\" role=\"radio\" aria-checked=\"' + (c.id === value)"
+    '${choices.map(function (c) { return \'<button type="button" role="radio" aria-checked="\' + (c.id === value)'
     " + '\" data-id=\"' + c.id + '\" data-name=\"' + c.name + '\" title=\"' + c.hint + '\">'"
     " + (c.thumb ? '<img alt=\"\" src=\"' + c.thumb + '\">' : '<i>LoRA</i>') + '<span>' + c.name + '</span></button>';"
     " }).join('')}</div>"
@@ -96,7 +96,15 @@ class Page:
 
         def bind() -> None:
             # The file's own value is not processed by Gradio: `uploads` looks at what the client sent.
-            on(button.upload, take, [button], self.shared, light=True, preprocess=False, show_progress_on=[picker])
+            on(
+                button.upload,
+                take,
+                [button],
+                self.shared,
+                light=True,
+                preprocess=False,
+                show_progress_on=[picker],
+            )
 
         return bind
 
@@ -116,7 +124,12 @@ def on(
 
 def choices(items: Sequence[Item]) -> list[dict[str, str]]:
     return [
-        {"id": i.id, "name": escape(i.name), "hint": escape(f"{i.kind}: {i.note}" if i.note else i.kind), "thumb": i.thumb}
+        {
+            "id": i.id,
+            "name": escape(i.name),
+            "hint": escape(f"{i.kind}: {i.note}" if i.note else i.kind),
+            "thumb": i.thumb,
+        }
         for i in items
     ]
 

@@ -194,7 +194,11 @@ class Store:
 def names_taken(items: Sequence[Item], name: str) -> str:
     """`name`, numbered when the session has one called so."""
     taken = {i.name for i in items}
-    return name if name not in taken else next(f"{name} {n}" for n in range(2, 10**6) if f"{name} {n}" not in taken)
+    return (
+        name
+        if name not in taken
+        else next(f"{name} {n}" for n in range(2, 10**6) if f"{name} {n}" not in taken)
+    )
 
 
 def _size(path: Path) -> int:

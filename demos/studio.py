@@ -64,19 +64,21 @@ class Studio:
             item.thumb = self.painter.draw(item, [item.prompt], [0])[0]
             self.store.examples.append(item)
 
-    def generate(self, key: str | None, request: Mapping[str, str], seed: int, rank: int, progress: Progress) -> Result:
+    def generate(
+        self, key: str | None, request: Mapping[str, str], seed: int, rank: int, progress: Progress
+    ) -> Result:
         """An adapter with the attributes of `request`."""
         progress(0.1, "Generating the weights")
         with self._making(key) as out, self._models:
             report = pipeline.generate(request, out, seed=seed, rank=rank)
-        return self._show(key, "LoRA", "generated", report, progress)
+        return self._show(key, "", "generated", report, progress)
 
     def surprise(self, key: str | None, seed: int, rank: int, progress: Progress) -> Result:
         """A new identity."""
         progress(0.1, "Sampling a new identity")
         with self._making(key) as out, self._models:
             report = pipeline.sample(out, seed=seed, rank=rank)
-        return self._show(key, "Surprise", "generated", report, progress)
+        return self._show(key, "", "generated", report, progress)
 
     def from_picture(self, key: str | None, seed: int, rank: int, progress: Progress) -> Result:
         """An adapter of the person in the picture that the session uploaded last."""
@@ -86,7 +88,7 @@ class Studio:
         progress(0.1, "Reading the picture and fitting the weights")
         with self._making(key) as out, self._models:
             report = pipeline.invert(picture, out, rank=rank, seed=seed)
-        return self._show(key, "From picture", "from a picture", report, progress)
+        return self._show(key, "From a picture", "from a picture", report, progress)
 
     def edit(
         self, key: str | None, source: Item, request: Mapping[str, str], strength: float, keep: str, seed: int,
@@ -96,7 +98,9 @@ class Studio:
         before = Result(source, read=self.read(source))
         progress(0.1, "Editing the weights")
         with self._making(key) as out, self._models:
-            report = pipeline.edit(source.path, request, out, strength=strength, keep=keep, format="peft", seed=seed)
+            report = pipeline.edit(
+                source.path, request, out, strength=strength, keep=keep, format="peft", seed=seed
+            )
         source.prompt = report["prompt"]
         progress(0.35, "Drawing before")
         self._draw(before)
@@ -109,9 +113,13 @@ class Studio:
         progress(0.05, "Mixing the weights")
         with self._making(key) as out, self._models:
             report = pipeline.mix(a.path, b.path, out, t=t, format="peft")
-        return self._show(key, f"{a.name} x {b.name}"[:40], "mixed", report, progress, note=f"{100 * t:.0f} % of the way")
+        return self._show(
+            key, f"{a.name} x {b.name}"[:40], "mixed", report, progress, note=f"{100 * t:.0f} % of the way"
+        )
 
-    def walk(self, key: str | None, a: Item, b: Item, prompt: str, progress: Progress) -> list[tuple[float, list[str]]]:
+    def walk(
+        self, key: str | None, a: Item, b: Item, prompt: str, progress: Progress
+    ) -> list[tuple[float, list[str]]]:
         """Pictures at five steps from `a` to `b`, the same seeds in each."""
         rows = []
         for i, t in enumerate(WALK):
@@ -162,10 +170,11 @@ class Studio:
         self, key: str | None, name: str, kind: str, report: Report, progress: Progress, note: str = ""
     ) -> Result:
         """Keep what was made, read it, draw with it."""
-        item = Item(names_taken(self.store.items(key), name[:60]), Path(report["adapter"]), kind, report["prompt"])
-        item.formats = io.FORMATS
+        item = Item(name, Path(report["adapter"]), kind, report["prompt"], formats=io.FORMATS)
         result = Result(item, report, self.read(item))
-        item.note = note or ", ".join(v for v in _words(result.read))
+        words = list(_words(result.read))
+        item.name = names_taken(self.store.items(key), name[:60] or ", ".join(words[:2]).capitalize())
+        item.note = note or ", ".join(words)
         progress(0.6, "Drawing with it")
         self._draw(result)
         item.thumb = result.pictures[0]
@@ -173,9 +182,8 @@ class Studio:
         return result
 
     def _draw(self, result: Result) -> None:
-        prompts = drawing.prompts_of(result.item)
-        result.pictures = self.painter.draw(result.item, prompts, drawing.SEEDS)
-        result.captions = [f"{p.split()[1]}, seed {s}" for p in prompts for s in drawing.SEEDS]
+        result.pictures = self.painter.draw(result.item, [drawing.prompt_of(result.item)], drawing.SEEDS)
+        result.captions = [f"seed {s}" for s in drawing.SEEDS]
 
     def _place(self, item: Item, lora: LoRA) -> None:
         """Whether an uploaded adapter is for this base, and what follows from it."""

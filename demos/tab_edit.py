@@ -21,21 +21,32 @@ def build(page: Page) -> Callable[[], None]:
     """Lay the tab out; the function that binds its events."""
     studio = page.studio
     with gr.Row(elem_classes="ll-split"):
-        with gr.Column(scale=5, min_width=320, elem_classes="ll-controls"):
-            gr.HTML(html.heading("Which LoRA?", "An example, one made in this session, or your own for tiny-sd."))
+        with gr.Column(scale=5, min_width=280, elem_classes="ll-controls"):
+            gr.HTML(
+                html.heading("Which LoRA?", "An example, one made in this session, or your own for tiny-sd.")
+            )
             picker = page.picker("LoRA to edit")
             bind_upload = page.upload_button(picker, "edit-upload")
             gr.HTML(html.heading("What should change?", "The rest is kept."))
             chips = attribute_chips(KEEP, "edit", {"glasses": "yes"})
             with gr.Row(elem_classes="ll-numbers"):
-                strength = gr.Slider(0, 2, 1, step=0.05, label="Strength", min_width=150, elem_id="edit-strength")
+                strength = gr.Slider(
+                    0, 2, 1, step=0.05, label="Strength", min_width=150, elem_id="edit-strength"
+                )
                 keep = gr.Radio(
-                    list(MODES), value=next(iter(MODES)), label="Keep", elem_classes="ll-chips", elem_id="edit-keep"
+                    list(MODES),
+                    value=next(iter(MODES)),
+                    label="Keep",
+                    elem_classes="ll-chips",
+                    elem_id="edit-keep",
                 )
             go = gr.Button("Apply the edit", variant="primary", elem_id="edit-go")
-        with gr.Column(scale=7, min_width=320):
+        with gr.Column(scale=7, min_width=280):
             result = gr.HTML(
-                html.empty("Before and after will appear here", "Choose a LoRA and a change, and press Apply the edit."),
+                html.empty(
+                    "Before and after will appear here",
+                    "Choose a LoRA and a change, and press Apply the edit.",
+                ),
                 elem_id="edit-result",
             )
 
@@ -43,7 +54,9 @@ def build(page: Page) -> Callable[[], None]:
         id, *attributes, amount, mode = values
         asked = request_of(attributes, KEEP)
         if not asked:
-            raise LolgenError("nothing to change: every attribute is on keep; choose a value for at least one")
+            raise LolgenError(
+                "nothing to change: every attribute is on keep; choose a value for at least one"
+            )
         if mode not in MODES:
             raise LolgenError(f"keep: found {mode!r}, wanted one of {', '.join(MODES)}")
         source = page.chosen(request, id)
@@ -56,7 +69,13 @@ def build(page: Page) -> Callable[[], None]:
 
     def bind() -> None:
         bind_upload()
-        on(go.click, edit, [picker, *chips, strength, keep], [result, *page.shared], show_progress_on=[result])
+        on(
+            go.click,
+            edit,
+            [picker, *chips, strength, keep],
+            [result, *page.shared],
+            show_progress_on=[result],
+        )
 
     return bind
 
@@ -65,7 +84,9 @@ def _shown(before: Result, after: Result, asked: dict[str, str]) -> str:
     report = after.report
     moved = f"{100 * report['moved']:.0f} % of the weights' norm moved"
     return html.panel(
-        html.title(after.item, f"from {before.item.name}, rank {report['rank']}, {report['seconds']:.2f} s, {moved}"),
+        html.title(
+            after.item, f"from {before.item.name}, rank {report['rank']}, {report['seconds']:.2f} s, {moved}"
+        ),
         html.notices(report["warnings"], "Only what was asked for has changed."),
         html.pairs(before.pictures, after.pictures, after.captions),
         html.links(after.item),

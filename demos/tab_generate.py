@@ -20,7 +20,7 @@ def build(page: Page) -> Callable[[], None]:
     """Lay the tab out; the function that binds its events."""
     studio = page.studio
     with gr.Row(elem_classes="ll-split"):
-        with gr.Column(scale=5, min_width=320, elem_classes="ll-controls"):
+        with gr.Column(scale=5, min_width=280, elem_classes="ll-controls"):
             gr.HTML(html.heading("Who should it draw?", "What stays on any is drawn by the seed."))
             chips = attribute_chips(ANY, "generate", DEFAULTS)
             with gr.Row(elem_classes="ll-numbers"):
@@ -32,13 +32,21 @@ def build(page: Page) -> Callable[[], None]:
             with gr.Accordion("Or start from a picture", open=False, elem_classes="ll-fold"):
                 gr.HTML(html.heading("", "A drawn portrait works best: the base model knows no photographs."))
                 picture = gr.File(
-                    label="Picture", file_types=[".png", ".jpg", ".jpeg", ".webp"], height=110, elem_id="generate-picture"
+                    label="Picture",
+                    file_types=[".png", ".jpg", ".jpeg", ".webp"],
+                    height=110,
+                    elem_id="generate-picture",
+                    elem_classes="ll-drop",
+                    show_label=False,
                 )
                 seen = gr.HTML(visible=False)
-                invert = gr.Button("Make a LoRA of this picture", interactive=False, elem_id="generate-invert")
-        with gr.Column(scale=7, min_width=320):
+                invert = gr.Button(
+                    "Make a LoRA of this picture", interactive=False, elem_id="generate-invert"
+                )
+        with gr.Column(scale=7, min_width=280):
             result = gr.HTML(
-                html.empty("Your LoRA will appear here", "Choose a few attributes and press Generate."), elem_id="generate-result"
+                html.empty("Your LoRA will appear here", "Choose a few attributes and press Generate."),
+                elem_id="generate-result",
             )
 
     def generate(request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> list[Any]:
@@ -55,7 +63,9 @@ def build(page: Page) -> Callable[[], None]:
         return [_shown(made), number, *page.refreshed(request)]
 
     def take_picture(payload: Any, request: gr.Request) -> list[Any]:
-        view = html.panel(html.grid([studio.picture(request.session_hash, payload)], ["the middle square is used"]))
+        view = html.panel(
+            html.grid([studio.picture(request.session_hash, payload)], ["the middle square is used"])
+        )
         return [gr.update(value=view, visible=True), gr.update(interactive=True), None]
 
     def from_picture(

@@ -16,19 +16,30 @@ def build(page: Page) -> Callable[[], None]:
     """Lay the tab out; the function that binds its events."""
     studio = page.studio
     with gr.Row(elem_classes="ll-split"):
-        with gr.Column(scale=5, min_width=320, elem_classes="ll-controls"):
+        with gr.Column(scale=5, min_width=280, elem_classes="ll-controls"):
             gr.HTML(
-                html.heading("A LoRA file", "A .safetensors file, a zip of a PEFT folder, or its files together, up to 64 MB.")
+                html.heading(
+                    "A LoRA file",
+                    "A .safetensors file, a zip of a PEFT folder, or its files together, up to 64 MB.",
+                )
             )
             file = gr.File(
-                label="Adapter", file_count="multiple", file_types=ADAPTER_TYPES, height=120, elem_id="inspect-file"
+                label="Adapter",
+                file_count="multiple",
+                file_types=ADAPTER_TYPES,
+                height=120,
+                elem_id="inspect-file",
+                elem_classes="ll-drop",
+                show_label=False,
             )
             gr.HTML(html.heading("Or one that is here", "Pickles (.bin, .pt) are refused, unopened."))
             picker = page.picker("LoRA to inspect")
             go = gr.Button("Inspect", variant="primary", elem_id="inspect-go")
-        with gr.Column(scale=7, min_width=320):
+        with gr.Column(scale=7, min_width=280):
             result = gr.HTML(
-                html.empty("What is in the file will appear here", "Drop a file, or choose a LoRA and press Inspect."),
+                html.empty(
+                    "What is in the file will appear here", "Drop a file, or choose a LoRA and press Inspect."
+                ),
                 elem_id="inspect-result",
             )
 
@@ -43,7 +54,14 @@ def build(page: Page) -> Callable[[], None]:
         return [_shown(page, page.chosen(request, id), progress)]
 
     def bind() -> None:
-        on(file.upload, inspect_upload, [file], [result, file, *page.shared], preprocess=False, show_progress_on=[result])
+        on(
+            file.upload,
+            inspect_upload,
+            [file],
+            [result, file, *page.shared],
+            preprocess=False,
+            show_progress_on=[result],
+        )
         on(go.click, inspect, [picker], [result])
 
     return bind
@@ -55,7 +73,10 @@ def _shown(page: Page, item: Any, progress: Any) -> str:
     progress(0.5, "Drawing with it")
     found = page.studio.preview(item)
     if not item.native:
-        warnings = ["It is for another base model than tiny-sd: nothing is predicted from it or drawn with it.", *warnings]
+        warnings = [
+            "It is for another base model than tiny-sd: nothing is predicted from it or drawn with it.",
+            *warnings,
+        ]
     parts = [html.title(item, item.kind), html.notices(warnings), html.facts(facts)]
     if item.native:
         parts += [

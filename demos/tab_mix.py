@@ -17,7 +17,7 @@ def build(page: Page) -> Callable[[], None]:
     """Lay the tab out; the function that binds its events."""
     studio = page.studio
     with gr.Row(elem_classes="ll-split"):
-        with gr.Column(scale=5, min_width=320, elem_classes="ll-controls"):
+        with gr.Column(scale=5, min_width=280, elem_classes="ll-controls"):
             gr.HTML(html.heading("A", "Where the walk starts."))
             first = page.picker("LoRA A", 0)
             bind_first = page.upload_button(first, "mix-upload-a")
@@ -26,13 +26,18 @@ def build(page: Page) -> Callable[[], None]:
             bind_second = page.upload_button(second, "mix-upload-b")
             t = gr.Slider(0, 1, 0.5, step=0.05, label="How far from A to B", elem_id="mix-t")
             go = gr.Button("Mix", variant="primary", elem_id="mix-go")
-        with gr.Column(scale=7, min_width=320):
+        with gr.Column(scale=7, min_width=280):
             result = gr.HTML(
-                html.empty("The mix and the walk will appear here", "Choose two LoRAs and press Mix."), elem_id="mix-result"
+                html.empty("The mix and the walk will appear here", "Choose two LoRAs and press Mix."),
+                elem_id="mix-result",
             )
 
     def mix(
-        request: gr.Request, progress: gr.Progress = PROGRESS, a: Any = None, b: Any = None, amount: Any = None
+        request: gr.Request,
+        progress: gr.Progress = PROGRESS,
+        a: Any = None,
+        b: Any = None,
+        amount: Any = None,
     ) -> list[Any]:
         start, end = page.chosen(request, a), page.chosen(request, b)
         if start is end:
@@ -46,9 +51,15 @@ def build(page: Page) -> Callable[[], None]:
         rows = studio.walk(key, start, end, made.item.prompt, progress)
         report, item = made.report, made.item
         page_html = html.panel(
-            html.title(item, f"{100 * at:.0f} % of the way from {start.name} to {end.name}, {report['seconds']:.2f} s"),
+            html.title(
+                item,
+                f"{100 * at:.0f} % of the way from {start.name} to {end.name}, {report['seconds']:.2f} s",
+            ),
             html.notices(report.get("warnings", [])),
-            html.heading(f"The walk from {start.name} to {end.name}", "The same seed in each row; yours is the nearest to the frame."),
+            html.heading(
+                f"The walk from {start.name} to {end.name}",
+                "The same seed in each row; yours is the nearest to the frame.",
+            ),
             html.walk(rows, at),
             html.heading("The mix", ""),
             html.grid(made.pictures[:3], made.captions[:3]),

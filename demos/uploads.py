@@ -109,12 +109,16 @@ def take_picture(file: Path) -> Any:
     from PIL import Image, ImageOps
 
     if file.stat().st_size > MAX_PICTURE_BYTES:
-        raise LolgenError(f"found a picture of {_mb(file.stat().st_size)}, wanted at most {_mb(MAX_PICTURE_BYTES)}")
+        raise LolgenError(
+            f"found a picture of {_mb(file.stat().st_size)}, wanted at most {_mb(MAX_PICTURE_BYTES)}"
+        )
     try:
         with Image.open(file, formats=PICTURE_FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 found = f"{picture.width} x {picture.height} pixels"
-                raise LolgenError(f"found {found}, wanted at most {MAX_PIXELS // 10**6} million; make it smaller")
+                raise LolgenError(
+                    f"found {found}, wanted at most {MAX_PIXELS // 10**6} million; make it smaller"
+                )
             square = ImageOps.exif_transpose(picture).convert("RGBA")
             square = Image.alpha_composite(Image.new("RGBA", square.size, "white"), square).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
@@ -135,7 +139,9 @@ def _from_zip(file: Path) -> dict[str, bytes]:
             useful = [n for n in names if _useful(n)]
             _no_pickle(names, useful)
             if len({n.rpartition("/")[0] for n in useful}) > 1:
-                raise LolgenError("found several folders in the zip, wanted one adapter; zip one of them alone")
+                raise LolgenError(
+                    "found several folders in the zip, wanted one adapter; zip one of them alone"
+                )
             left, parts = MAX_BYTES, {}
             for name in useful:
                 with archive.open(name) as stream:
@@ -144,7 +150,9 @@ def _from_zip(file: Path) -> dict[str, bytes]:
             return parts
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:100]
-        raise LolgenError(f"the zip cannot be read ({reason}); zip the folder again, without a password") from None
+        raise LolgenError(
+            f"the zip cannot be read ({reason}); zip the folder again, without a password"
+        ) from None
     except Exception as error:
         # zlib.error, lzma.LZMAError: they share no base but Exception.
         if isinstance(error, LolgenError):
@@ -192,12 +200,14 @@ def _choose(parts: Mapping[str, bytes]) -> dict[str, bytes]:
     if CONFIG in parts:
         return {CONFIG: parts[CONFIG], WEIGHTS: parts[weights[0]]}
     if b"base_model.model." in parts[weights[0]][:4096]:
-        raise LolgenError(f"found PEFT weights alone; {CONFIG} tells their scale: upload both together, or as a zip")
+        raise LolgenError(
+            f"found PEFT weights alone; {CONFIG} tells their scale: upload both together, or as a zip"
+        )
     return {"adapter.safetensors": parts[weights[0]]}
 
 
 def _check_header(name: str, data: bytes) -> None:
-    if name.endswith(".safetensors") and data[8:9] == b"{" and int.from_bytes(data[:8], "little") > MAX_HEADER:
+    if name.endswith(".safetensors") and MAX_HEADER < int.from_bytes(data[:8], "little") <= len(data):
         raise LolgenError(f"found a safetensors header of more than {_mb(MAX_HEADER)}; this is no adapter")
 
 

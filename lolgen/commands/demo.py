@@ -20,8 +20,12 @@ PACKAGE = "lolgen._demos"
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("demo", help="generate, edit, mix and inspect in a browser")
     p.add_argument("--port", type=int, default=7860)
-    p.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the whole network (default: this machine only)")
-    p.add_argument("--share", choices=("no", "yes"), default="no", help="yes: a public link through Gradio's servers")
+    p.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 serves the whole network (default: this machine only)"
+    )
+    p.add_argument(
+        "--share", choices=("no", "yes"), default="no", help="yes: a public link through Gradio's servers"
+    )
     p.set_defaults(run=run)
 
 

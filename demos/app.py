@@ -68,8 +68,10 @@ def serve(
     port: int = 7860,
     host: str = "127.0.0.1",
     share: bool = False,
+    *,
     queue: int = QUEUE,
     store: Store | None = None,
+    sweep: float = 15.0,
 ) -> None:
     """Serve until interrupted, then delete everything. LolgenError when the port cannot be had."""
     import torch
@@ -83,7 +85,7 @@ def serve(
         print("lolgen: loading the models and making the examples ...", flush=True)
         studio.warm()
         blocks = build(studio, queue)
-        store.keep_sweeping()
+        store.keep_sweeping(sweep)
         try:
             _, local, shared = launch(blocks, studio, port, host, share)
         except OSError as error:

@@ -41,9 +41,9 @@ def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 def message(text: str) -> gr.Error:
     """A toast with one line, without the traceback that Gradio would log. Toasts are HTML, and names are foreign."""
-    return gr.Error(
-        escape(text[:1].upper() + text[1:600]), duration=12, title="That did not work", print_exception=False
-    )
+    if text.split(" ")[0].isalpha():  # not a file's name
+        text = text[:1].upper() + text[1:]
+    return gr.Error(escape(text[:600]), duration=12, title="That did not work", print_exception=False)
 
 
 class Blocks(gr.Blocks):
@@ -63,9 +63,14 @@ class Blocks(gr.Blocks):
         try:
             for row in _file_objects(inputs):
                 received(self.uploads, row)
+            return await super().preprocess_data(block_fn, inputs, state, explicit_call)
         except LolgenError as error:
             raise message(str(error)) from None
-        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
+        except gr.Error as error:
+            raise message(error.message) from None
+        except Exception:
+            # What the page cannot send: a text where a number goes, too few values.
+            raise message("a field holds what it cannot hold; reload the page") from None
 
 
 def _file_objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the app shows, as HTML: pictures, bars of probabilities, facts. Pure functions; everything foreign is escaped."""
+"""What the app shows, as HTML: pictures, bars, facts. Pure functions; everything foreign is escaped."""
 
 from __future__ import annotations
 

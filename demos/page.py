@@ -25,7 +25,7 @@ PROGRESS = gr.Progress()
 """The default of a handler's second argument: Gradio puts the bar of the running event in its place."""
 
 _PICKER = (
-    '<div class="ll-picker" role="radiogroup" aria-label="${title}">'
+    '<div class="ll-picker" role="radiogroup" aria-label="TITLE">'
     '${choices.map(function (c) { return \'<button type="button" role="radio" aria-checked="\' + (c.id === value)'
     " + '\" data-id=\"' + c.id + '\" data-name=\"' + c.name + '\" title=\"' + c.hint + '\">'"
     " + (c.thumb ? '<img alt=\"\" src=\"' + c.thumb + '\">' : '<i>LoRA</i>') + '<span>' + c.name + '</span></button>';"
@@ -40,6 +40,11 @@ element.addEventListener('click', function (event) {
 });
 """
 
+_SCROLL = (
+    "if (window.innerWidth < 700) "
+    "document.getElementById('%s').scrollIntoView({behavior: 'smooth', block: 'start'});"
+)
+
 
 @dataclass
 class Page:
@@ -52,10 +57,9 @@ class Page:
         examples = self.studio.store.examples
         picker = gr.HTML(
             value=examples[chosen].id,
-            html_template=_PICKER,
+            html_template=_PICKER.replace("TITLE", escape(title)),
             js_on_load=_PICK,
             choices=choices(examples),
-            title=title,
             elem_classes="ll-pick",
         )
         self.pickers.append(picker)
@@ -111,12 +115,17 @@ class Page:
 
 def on(
     event: Callable[..., Any], handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any],
-    *, light: bool = False, **options: Any,
+    *, light: bool = False, scroll_to: str = "", **options: Any,
 ) -> Any:  # fmt: skip
-    """Bind an event: errors in words, and a bounded number at a time; `light` ones do not wait for the others."""
+    """Bind an event: errors in words, and a bounded number at a time; `light` ones do not wait for the others.
+
+    `scroll_to`: the id of the result, brought into view on a phone."""
     limits = {"concurrency_id": "light", "concurrency_limit": 4} if light else {
         "concurrency_id": "models", "concurrency_limit": WORKERS,
     }  # fmt: skip
+    if scroll_to:
+        # On a phone the result lies below the fold.
+        options["js"] = f"(...given) => {{ {_SCROLL % scroll_to} return given; }}"
     # Endpoints are named for tests and scripts, but no page about them is served.
     options.setdefault("api_name", handler.__name__)
     return event(friendly(handler), list(inputs), list(outputs), **limits, **options)
@@ -142,7 +151,7 @@ def attribute_chips(none: str, prefix: str, defaults: dict[str, str] | None = No
             value=(defaults or {}).get(name, none),
             label=html.LABELS[name],
             elem_id=f"{prefix}-{name}",
-            elem_classes=["ll-chips", f"ll-{name}"],
+            elem_classes=["ll-chips", "ll-leave"],
         )
         for name, values in pictures.ATTRIBUTES.items()
     ]

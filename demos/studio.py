@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +13,18 @@ from typing import Any
 from lolgen import io, pipeline
 from lolgen import pictures as portraits
 from lolgen.errors import LolgenError
-from lolgen.lora import LoRA
+from lolgen.lora import Batch, LoRA
 
 from . import downloads, drawing, uploads
 from .sessions import Item, Session, Store, names_taken
 
-EXAMPLES: dict[str, dict[str, str]] = {
-    "Ruby": {"top": "long", "hair_color": "red", "glasses": "no", "beard": "no", "skin": "pale", "clothes": "green"},
-    "Otto": {"top": "short", "hair_color": "black", "glasses": "no", "beard": "yes", "skin": "tan", "clothes": "blue"},
-    "Pearl": {"top": "long", "hair_color": "white", "glasses": "yes", "beard": "no", "skin": "dark", "clothes": "yellow"},
-    "Finn": {"top": "hat", "hair_color": "brown", "glasses": "no", "beard": "no", "skin": "brown", "clothes": "red"},
-}  # fmt: skip
-"""Generated at start, seed 0."""
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "Ruby": ("long", "red", "no", "no", "pale", "green"),
+    "Otto": ("short", "black", "no", "yes", "tan", "blue"),
+    "Pearl": ("long", "pink", "yes", "no", "dark", "yellow"),
+    "Finn": ("hat", "brown", "no", "no", "brown", "red"),
+}
+"""Values in the order of `pictures.ATTRIBUTES`. Generated at start, seed 0."""
 WALK = (0.0, 0.25, 0.5, 0.75, 1.0)
 WALK_SEEDS = (0, 1)
 
@@ -56,8 +56,10 @@ class Studio:
         """Load the models and make the examples, before the first visitor comes."""
         self.painter.warm()
         pipeline.load_predictor()
+        pipeline.load_editor()
         folder = self.store.root / "examples"
-        for name, request in EXAMPLES.items():
+        for name, values in EXAMPLES.items():
+            request = dict(zip(portraits.ATTRIBUTES, values, strict=True))
             report = pipeline.generate(request, folder / name.lower(), seed=0)
             item = Item(name, Path(report["adapter"]), "example", report["prompt"], "generated at start")
             item.formats = io.FORMATS
@@ -114,7 +116,13 @@ class Studio:
         with self._making(key) as out, self._models:
             report = pipeline.mix(a.path, b.path, out, t=t, format="peft")
         return self._show(
-            key, f"{a.name} x {b.name}"[:40], "mixed", report, progress, note=f"{100 * t:.0f} % of the way"
+            key,
+            f"{a.name} x {b.name}"[:40],
+            "mixed",
+            report,
+            progress,
+            note=f"{100 * t:.0f} % of the way",
+            seeds=drawing.SEEDS[:3],
         )
 
     def walk(
@@ -167,7 +175,14 @@ class Studio:
         return result
 
     def _show(
-        self, key: str | None, name: str, kind: str, report: Report, progress: Progress, note: str = ""
+        self,
+        key: str | None,
+        name: str,
+        kind: str,
+        report: Report,
+        progress: Progress,
+        note: str = "",
+        seeds: Sequence[int] = drawing.SEEDS,
     ) -> Result:
         """Keep what was made, read it, draw with it."""
         item = Item(name, Path(report["adapter"]), kind, report["prompt"], formats=io.FORMATS)
@@ -176,27 +191,36 @@ class Studio:
         item.name = names_taken(self.store.items(key), name[:60] or ", ".join(words[:2]).capitalize())
         item.note = note or ", ".join(words)
         progress(0.6, "Drawing with it")
-        self._draw(result)
+        self._draw(result, seeds)
         item.thumb = result.pictures[0]
         self.store.add(key, item)
         return result
 
-    def _draw(self, result: Result) -> None:
-        result.pictures = self.painter.draw(result.item, [drawing.prompt_of(result.item)], drawing.SEEDS)
-        result.captions = [f"seed {s}" for s in drawing.SEEDS]
+    def _draw(self, result: Result, seeds: Sequence[int] = drawing.SEEDS) -> None:
+        result.pictures = self.painter.draw(result.item, [drawing.prompt_of(result.item)], seeds)
+        result.captions = [f"seed {s}" for s in seeds]
 
     def _place(self, item: Item, lora: LoRA) -> None:
         """Whether an uploaded adapter is for this base, and what follows from it."""
-        item.prompt = lora.metadata.get("lolgen.prompt", "")
-        if not item.prompt.endswith(portraits.SUBJECTS):
-            item.prompt = portraits.caption({}, portraits.SUBJECTS[0])
         try:
-            self.read(item)
+            item.prompt = self._prompt(item, lora)
             item.thumb = self.painter.draw(item, [item.prompt], [0])[0]
             item.formats = io.FORMATS
         except LolgenError:
             item.native = False
             item.formats = downloads.formats_of(lora)
+
+    def _prompt(self, item: Item, lora: LoRA) -> str:
+        """The prompt that an uploaded adapter names, or one with the word that it answers to. LolgenError when it is
+        for another base."""
+        predictor = pipeline.load_predictor()
+        batch = Batch.stack([io.load(item.path, modules=predictor.spec)])
+        told = lora.metadata.get("lolgen.prompt", "")
+        if told.endswith(portraits.SUBJECTS):
+            return portraits.caption({}, drawing.subject_of(told))
+        with self._models:
+            word = portraits.RARE_WORDS[int(predictor.words(batch)[0])]
+        return portraits.caption({}, next(s for s in portraits.SUBJECTS if word in s.split()))
 
     def _session(self, key: str | None, files: list[Path]) -> Session:
         session = self.store.session(key)

@@ -14,7 +14,7 @@ from .page import PROGRESS, Page, attribute_chips, on, request_of, share
 from .studio import Result
 
 KEEP = "keep"
-MODES = {"Everything else": "all", "The face only": "identity"}
+MODES = {"All the rest": "all", "The person": "identity"}
 
 
 def build(page: Page) -> Callable[[], None]:
@@ -37,6 +37,7 @@ def build(page: Page) -> Callable[[], None]:
                     list(MODES),
                     value=next(iter(MODES)),
                     label="Keep",
+                    info="All the rest of its weights, or the person without the accidents of training.",
                     elem_classes="ll-chips",
                     elem_id="edit-keep",
                 )
@@ -75,6 +76,7 @@ def build(page: Page) -> Callable[[], None]:
             [picker, *chips, strength, keep],
             [result, *page.shared],
             show_progress_on=[result],
+            scroll_to="edit-result",
         )
 
     return bind
@@ -82,12 +84,16 @@ def build(page: Page) -> Callable[[], None]:
 
 def _shown(before: Result, after: Result, asked: dict[str, str]) -> str:
     report = after.report
-    moved = f"{100 * report['moved']:.0f} % of the weights' norm moved"
+    moved = f"delta W moved by {100 * report['moved']:.0f} %"
     return html.panel(
         html.title(
             after.item, f"from {before.item.name}, rank {report['rank']}, {report['seconds']:.2f} s, {moved}"
         ),
         html.notices(report["warnings"], "Only what was asked for has changed."),
+        html.heading(
+            "Before and after",
+            f"Left before, right after; the same seed and prompt in each pair: {after.item.prompt}.",
+        ),
         html.pairs(before.pictures, after.pictures, after.captions),
         html.links(after.item),
         html.usage(after.item),

@@ -78,10 +78,31 @@ def build(page: Page) -> Callable[[], None]:
 
     def bind() -> None:
         shown = [result, *page.shared]
-        on(go.click, generate, [*chips, seed, rank], shown, show_progress_on=[result])
-        on(surprise.click, surprise_me, [rank], [result, seed, *page.shared], show_progress_on=[result])
+        on(
+            go.click,
+            generate,
+            [*chips, seed, rank],
+            shown,
+            show_progress_on=[result],
+            scroll_to="generate-result",
+        )
+        on(
+            surprise.click,
+            surprise_me,
+            [rank],
+            [result, seed, *page.shared],
+            show_progress_on=[result],
+            scroll_to="generate-result",
+        )
         on(picture.upload, take_picture, [picture], [seen, invert, picture], light=True, preprocess=False)
-        on(invert.click, from_picture, [seed, rank], shown, show_progress_on=[result])
+        on(
+            invert.click,
+            from_picture,
+            [seed, rank],
+            shown,
+            show_progress_on=[result],
+            scroll_to="generate-result",
+        )
 
     return bind
 

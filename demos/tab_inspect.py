@@ -8,8 +8,8 @@ from typing import Any
 import gradio as gr
 
 from . import html
-from .page import ADAPTER_TYPES, PROGRESS, Page, on
 from .facts import facts_of
+from .page import ADAPTER_TYPES, PROGRESS, Page, on
 
 
 def build(page: Page) -> Callable[[], None]:
@@ -61,8 +61,9 @@ def build(page: Page) -> Callable[[], None]:
             [result, file, *page.shared],
             preprocess=False,
             show_progress_on=[result],
+            scroll_to="inspect-result",
         )
-        on(go.click, inspect, [picker], [result])
+        on(go.click, inspect, [picker], [result], scroll_to="inspect-result")
 
     return bind
 

@@ -58,11 +58,11 @@ def build(page: Page) -> Callable[[], None]:
             html.notices(report.get("warnings", [])),
             html.heading(
                 f"The walk from {start.name} to {end.name}",
-                "The same seed in each row; yours is the nearest to the frame.",
+                "The same seed in each row; the frame is on the step nearest to your mix.",
             ),
             html.walk(rows, at),
             html.heading("The mix", ""),
-            html.grid(made.pictures[:3], made.captions[:3]),
+            html.grid(made.pictures, made.captions),
             html.links(item),
             html.usage(item),
             html.heading("What lolgen reads in its weights", "Segments are probabilities of the values."),
@@ -73,6 +73,13 @@ def build(page: Page) -> Callable[[], None]:
     def bind() -> None:
         bind_first()
         bind_second()
-        on(go.click, mix, [first, second, t], [result, *page.shared], show_progress_on=[result])
+        on(
+            go.click,
+            mix,
+            [first, second, t],
+            [result, *page.shared],
+            show_progress_on=[result],
+            scroll_to="mix-result",
+        )
 
     return bind

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def add(sub: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     if not 1 <= args.port <= 65535:
         raise LolgenError(f"--port: found {args.port}, wanted 1 to 65535")
+    # Before the models are loaded: they take some seconds.
+    with socket.socket(socket.AF_INET6 if ":" in args.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((args.host, args.port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise LolgenError(
+                f"port {args.port} on {args.host} cannot be had ({reason}); choose another with --port"
+            ) from None
     # No model here comes from the hub, so nothing may wait for it.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     load_app().serve(port=args.port, host=args.host, share=args.share == "yes")

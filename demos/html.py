@@ -92,6 +92,11 @@ def notices(texts: Sequence[str], good: str = "") -> str:
     return f'<p class="ll-good">{escape(good)}</p>' if good else ""
 
 
+def seen(picture: str) -> str:
+    """An uploaded picture, as it is taken."""
+    return f'<div class="ll-seen"><img src="{picture}" alt="your picture"><span>The middle square is used.</span></div>'
+
+
 def grid(pictures: Sequence[str], captions: Sequence[str]) -> str:
     """Pictures with captions under them."""
     cells = "".join(

@@ -107,6 +107,7 @@ class Page:
                 self.shared,
                 light=True,
                 preprocess=False,
+                clears=button,
                 show_progress_on=[picker],
             )
 
@@ -115,11 +116,11 @@ class Page:
 
 def on(
     event: Callable[..., Any], handler: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any],
-    *, light: bool = False, scroll_to: str = "", **options: Any,
+    *, light: bool = False, scroll_to: str = "", clears: Any = None, **options: Any,
 ) -> Any:  # fmt: skip
     """Bind an event: errors in words, and a bounded number at a time; `light` ones do not wait for the others.
 
-    `scroll_to`: the id of the result, brought into view on a phone."""
+    `scroll_to`: the id of the result, brought into view on a phone; `clears`: an input emptied when it fails."""
     limits = {"concurrency_id": "light", "concurrency_limit": 4} if light else {
         "concurrency_id": "models", "concurrency_limit": WORKERS,
     }  # fmt: skip
@@ -128,7 +129,10 @@ def on(
         options["js"] = f"(...given) => {{ {_SCROLL % scroll_to} return given; }}"
     # Endpoints are named for tests and scripts, but no page about them is served.
     options.setdefault("api_name", handler.__name__)
-    return event(friendly(handler), list(inputs), list(outputs), **limits, **options)
+    bound = event(friendly(handler), list(inputs), list(outputs), **limits, **options)
+    if clears is not None:
+        bound.failure(None, None, [clears], js="() => null")
+    return bound
 
 
 def choices(items: Sequence[Item]) -> list[dict[str, str]]:

@@ -49,6 +49,7 @@ def build(page: Page) -> Callable[[], None]:
                     "Choose a LoRA and a change, and press Apply the edit.",
                 ),
                 elem_id="edit-result",
+                elem_classes="ll-result",
             )
 
     def edit(request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> list[Any]:

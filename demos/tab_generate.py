@@ -24,7 +24,7 @@ def build(page: Page) -> Callable[[], None]:
             gr.HTML(html.heading("Who should it draw?", "What stays on any is drawn by the seed."))
             chips = attribute_chips(ANY, "generate", DEFAULTS)
             with gr.Row(elem_classes="ll-numbers"):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=SEED_MOST, min_width=110)
+                seed = gr.Number(0, label="Seed", precision=0, min_width=110)
                 rank = gr.Slider(1, 64, 4, step=1, label="Rank", min_width=150)
             with gr.Row(elem_classes="ll-buttons"):
                 go = gr.Button("Generate", variant="primary", elem_id="generate-go", min_width=130)
@@ -34,7 +34,7 @@ def build(page: Page) -> Callable[[], None]:
                 picture = gr.File(
                     label="Picture",
                     file_types=[".png", ".jpg", ".jpeg", ".webp"],
-                    height=110,
+                    height=140,
                     elem_id="generate-picture",
                     elem_classes="ll-drop",
                     show_label=False,
@@ -47,6 +47,7 @@ def build(page: Page) -> Callable[[], None]:
             result = gr.HTML(
                 html.empty("Your LoRA will appear here", "Choose a few attributes and press Generate."),
                 elem_id="generate-result",
+                elem_classes="ll-result",
             )
 
     def generate(request: gr.Request, progress: gr.Progress = PROGRESS, *values: Any) -> list[Any]:
@@ -63,9 +64,7 @@ def build(page: Page) -> Callable[[], None]:
         return [_shown(made), number, *page.refreshed(request)]
 
     def take_picture(payload: Any, request: gr.Request) -> list[Any]:
-        view = html.panel(
-            html.grid([studio.picture(request.session_hash, payload)], ["the middle square is used"])
-        )
+        view = html.seen(studio.picture(request.session_hash, payload))
         return [gr.update(value=view, visible=True), gr.update(interactive=True), None]
 
     def from_picture(
@@ -94,7 +93,15 @@ def build(page: Page) -> Callable[[], None]:
             show_progress_on=[result],
             scroll_to="generate-result",
         )
-        on(picture.upload, take_picture, [picture], [seen, invert, picture], light=True, preprocess=False)
+        on(
+            picture.upload,
+            take_picture,
+            [picture],
+            [seen, invert, picture],
+            light=True,
+            preprocess=False,
+            clears=picture,
+        )
         on(
             invert.click,
             from_picture,

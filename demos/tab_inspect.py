@@ -27,7 +27,7 @@ def build(page: Page) -> Callable[[], None]:
                 label="Adapter",
                 file_count="multiple",
                 file_types=ADAPTER_TYPES,
-                height=120,
+                height=140,
                 elem_id="inspect-file",
                 elem_classes="ll-drop",
                 show_label=False,
@@ -41,6 +41,7 @@ def build(page: Page) -> Callable[[], None]:
                     "What is in the file will appear here", "Drop a file, or choose a LoRA and press Inspect."
                 ),
                 elem_id="inspect-result",
+                elem_classes="ll-result",
             )
 
     def inspect_upload(
@@ -60,6 +61,7 @@ def build(page: Page) -> Callable[[], None]:
             [file],
             [result, file, *page.shared],
             preprocess=False,
+            clears=file,
             show_progress_on=[result],
             scroll_to="inspect-result",
         )

@@ -30,6 +30,7 @@ def build(page: Page) -> Callable[[], None]:
             result = gr.HTML(
                 html.empty("The mix and the walk will appear here", "Choose two LoRAs and press Mix."),
                 elem_id="mix-result",
+                elem_classes="ll-result",
             )
 
     def mix(

@@ -167,10 +167,7 @@ def test_a_path_that_a_client_names_is_refused(visitor: Client, path: str) -> No
         "edit": [fake(path), *["keep"] * 6, 1, "All the rest"],
     }.items():
         text = visitor.error(name, data)
-        assert "upload" in text and "root:" not in text and path not in text[10:] + "x" * (not path), (
-            name,
-            text,
-        )
+        assert "upload" in text and "root:" not in text and (not path or path not in text), (name, text)
 
 
 def test_files_of_the_machine_are_not_served(visitor: Client) -> None:
@@ -330,21 +327,15 @@ def test_a_full_queue_says_so_and_a_closed_tab_leaves_nothing(tmp_path: Path) ->
 
 
 def test_a_taken_port_is_one_line(app: App) -> None:
-    port = app.url.rsplit(":", 1)[1]
-    command = [sys.executable, "-m", "lolgen.cli", "demo", "--port"]
-    done = subprocess.run([*command, port], cwd=ROOT, capture_output=True, text=True)
-    assert (
-        done.returncode == 2
-        and done.stderr == f"lolgen: port {port} on 127.0.0.1 is taken; choose another with --port\n"
-    )
-    done = subprocess.run([*command, "70000"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert (
-        done.stderr.startswith(f"lolgen: port {port} on 127.0.0.1 cannot be had (")
-        and "--port" in done.stderr
-    )
-    done = subprocess.run([*command, "70000"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "65535" in done.stderr
+    taken = app.url.rsplit(":", 1)[1]
+    for port, words in {
+        taken: f"port {taken} on 127.0.0.1 cannot be had",
+        "70000": "wanted 1 to 65535",
+    }.items():
+        command = [sys.executable, "-m", "lolgen.cli", "demo", "--port", port]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith("lolgen: ") and words in done.stderr and "--port" in done.stderr
 
 
 def test_no_page_about_the_interface(visitor: Client) -> None:

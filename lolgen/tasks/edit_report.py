@@ -18,6 +18,19 @@ from lolgen.tasks.edit import RANKS, STRENGTHS, SYSTEMS, Bench, EditFile, Point,
 from lolgen.tasks.editing import NAMES, at, pictures_of
 from lolgen.tasks.editors import RIVALS
 
+INTRO = """\
+`{command}` writes this page, `edit.json`, `edit.png` and `edit_curves.png` from the shipped models and zoo.
+{pictures} pictures an edit, before and after under the same seeds and prompt, read by the probe, which took no part in
+training, guiding or tuning. Success: the asked attribute reads as asked. Collateral: readings of the other attributes
+that differ from the picture before. Wrong: those that differ from what the LoRA was trained on. Identity: cosine of the
+probe's features before and after, which a successful edit lowers too.
+"""
+NOTES = """\
+Seconds: lolgen from file to file, models loaded, one core; the others in memory, `retrained` in banks of 40. The rivals
+know the true value that a LoRA has; lolgen reads it. The factor of every rival is tuned per attribute, as lolgen's.
+The last line is what changes without any edit: weak LoRAs draw an attribute now so, now so. Of the {reliable} LoRAs
+whose pictures were all right before:
+"""
 Found = Mapping[Point, dict[str, Any]]
 
 
@@ -124,13 +137,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# Edits of {report['loras']} held-out LoRAs, every attribute that they show ({report['edits']} edits)",
         "",
-        f"`{report['command']}` writes this page, `edit.json`, `edit.png` and `edit_curves.png` from the shipped models",
-        f"and zoo. {report['pictures_an_edit']} pictures an edit, before and after under the same seeds and prompt, read by",
-        "the probe, which took no part in training, guiding or tuning. Success: the asked attribute reads as asked.",
-        "Collateral: readings of the other attributes that differ from the picture before. Wrong: those that differ from",
-        "what the LoRA was trained on. Identity: cosine of the probe's features before and after, which a successful edit",
-        "lowers too.",
-        "",
+        INTRO.format(command=report["command"], pictures=report["pictures_an_edit"]),
         "| system, at its default | success | collateral | wrong | identity | seconds |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
@@ -145,11 +152,7 @@ def markdown(report: dict[str, Any]) -> str:
         row("lolgen, `--keep identity`", report["keep_identity"]),
         row("no edit, LoRA x 1.1", report["floor"]),
         "",
-        "Seconds: lolgen from file to file, models loaded, one core; the others in memory, `retrained` in banks of 40. The",
-        "rivals know the true value that a LoRA has; lolgen reads it. The factor of every rival is tuned per attribute, as",
-        "lolgen's. The last line is what changes without any edit: weak LoRAs draw an attribute now so, now so. Of the",
-        f"{report['reliable_loras']} LoRAs whose pictures were all right before:",
-        "",
+        NOTES.format(reliable=report["reliable_loras"]),
         "| system | success | collateral | wrong | identity |",
         "| --- | --- | --- | --- | --- |",
     ]
@@ -167,7 +170,7 @@ def markdown(report: dict[str, Any]) -> str:
         )
         + ".",
         "",
-        "| lolgen on copies of the same LoRAs | success | collateral | wrong | identity | largest distance of delta W |",
+        "| lolgen on copies of these LoRAs | success | collateral | wrong | identity | largest distance of delta W |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for r, f in sorted(report["ranks"].items(), key=lambda kv: int(kv[0])):

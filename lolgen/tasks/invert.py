@@ -37,6 +37,11 @@ SUBJECT = pictures.SUBJECTS[0]
 RECIPE = Recipe(lr=6e-3, steps=50, subject=SUBJECT)
 """The middle of the zoo's recipes that draw their identity well (train/LOG.md)."""
 SEEDS = (0, 1, 2, 3)
+INTRO = """\
+`{command}` writes this page, `invert.json` and `invert.png`. Read by the probe off pictures drawn with each LoRA;
+identity: cosine of the probe's features with other pictures of the same person. Seconds on one core, models loaded;
+training runs in banks of 40, so that alone a LoRA takes longer.
+"""
 
 
 def evaluate(
@@ -129,10 +134,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         f"# A picture to a LoRA ({report['pictures']} persons never seen)",
         "",
-        f"`{report['command']}` writes this page, `invert.json` and `invert.png`. Read by the probe off pictures drawn with",
-        "each LoRA; identity: cosine of the probe's features with other pictures of the same person. Seconds on one core,",
-        "models loaded; training runs in banks of 40, so that alone a LoRA takes longer.",
-        "",
+        INTRO.format(command=report["command"]),
         "| system | attributes read back | identity | seconds a LoRA |",
         "| --- | --- | --- | --- |",
     ]

@@ -36,8 +36,8 @@ from train.generator_train import moments_of
 
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {
-        "loras": 60,
-        "seeds": [0, 1],
+        "loras": 100,
+        "seeds": [0],
         "reach": [1.0, 1.25, 1.5, 1.75],
         "rivals": [0.75, 1.0, 1.25, 1.5, 2.0],
     },

@@ -45,6 +45,10 @@ def edit(
     from lolgen.editor import changes
 
     request = pictures.check_attributes(request)
+    if not request:
+        raise LolgenError(
+            f"nothing is asked for: name an attribute (--set NAME=VALUE), of {', '.join(pictures.ATTRIBUTES)}"
+        )
     editor = load_editor(model)
     start = time.perf_counter()
     lora, format = _open(path, format, editor.generator.encoder.spec)

@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         lines.append(
             f" {mark} {name}: {before['value']} ({before['probability']:.2f}) -> "
             f"{after['value']} ({after['probability']:.2f})"
+            + (", does not show" if name in report["hidden"] else "")
         )
     lines += [f"  also set, as it shows now: {n}={v}" for n, v in report["also_set"].items()]
     lines += [f"  moved unasked: {', '.join(report['moved_unasked'])}"] if report["moved_unasked"] else []

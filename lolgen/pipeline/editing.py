@@ -64,7 +64,7 @@ def edit(
     moved = [
         n for n, c in attributes.items() if n not in asked[0] and c["before"]["value"] != c["after"]["value"]
     ]
-    visible = {n: c["after"]["value"] for n, c in attributes.items()}
+    values = {n: c["after"]["value"] for n, c in attributes.items()}
     report: dict[str, Any] = {
         "adapter": str(written),
         "format": format,
@@ -76,7 +76,8 @@ def edit(
         "requested": dict(request),
         "also_set": {n: v for n, v in asked[0].items() if n not in request},
         "attributes": attributes,
-        "moved_unasked": [n for n in moved if pictures.visible(visible, n)],
+        "hidden": [n for n in values if not pictures.visible(values, n)],
+        "moved_unasked": [n for n in moved if pictures.visible(values, n)],
         "moved": round(float(metrics.relative_distance(one, edited)), 4),
         "warnings": _warnings(editor, one, before) + _carried(lora),
         "seconds": round(time.perf_counter() - start, 4),

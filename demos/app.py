@@ -106,7 +106,7 @@ def _stop(*_: Any) -> None:
 
 def launch(blocks: Any, studio: Studio, port: int, host: str, share: bool = False) -> tuple[Any, str, str]:
     """Start the server and return; (the FastAPI app, its local URL, its shared URL)."""
-    return blocks.launch(  # type: ignore[no-any-return]
+    launched: tuple[Any, str, str] = blocks.launch(
         server_name=host,
         server_port=port,
         share=share,
@@ -131,3 +131,4 @@ def launch(blocks: Any, studio: Studio, port: int, host: str, share: bool = Fals
             "openapi_url": None,
         },
     )
+    return launched

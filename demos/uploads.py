@@ -80,8 +80,8 @@ def take_adapter(files: Sequence[Path], target: Path) -> tuple[Path, str, LoRA]:
         shown = next((n for n in parts if n.endswith(".safetensors")), name)
         lora = load(place, shown)
     except BaseException:
-        for file in target.iterdir():
-            file.unlink()
+        for written in target.iterdir():
+            written.unlink()
         target.rmdir()
         raise
     name = "uploaded LoRA" if name in ("adapter_model", "pytorch_lora_weights", "adapter") else name

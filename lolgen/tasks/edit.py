@@ -284,7 +284,10 @@ def measure(
 
 
 def _place(folder: Path, point: Point) -> Path:
-    return folder / (point.key.replace("/", "_") + ".json")
+    """The file of a point; a rival's also depends on the factors that it was tuned to."""
+    reach = json.dumps(rival_reach(point.system)) if point.system in RIVALS else ""
+    tuned = hashlib.sha256(reach.encode()).hexdigest()[:8] if reach else "own"
+    return folder / (point.key.replace("/", "_") + f"_{tuned}.json")
 
 
 def _fingerprint(zoo: str | Path, model: str, count: int) -> str:
@@ -292,7 +295,7 @@ def _fingerprint(zoo: str | Path, model: str, count: int) -> str:
     root = Path(__file__).parents[1]
     digest = hashlib.sha256(f"{count}".encode())
     files = [Path(zoo) / "index.jsonl", *sorted((checkpoints_dir() / model).rglob("*.safetensors"))]
-    files += [checkpoints_dir() / model / "editor.json", root / "editor.py", root / "tasks" / "rivals.json"]
+    files += [checkpoints_dir() / model / "editor.json", root / "editor.py", root / "framing.py"]
     files += [root / "nn" / n for n in ("coordinates.py", "familiarity.py")]
     files += [root / "tasks" / n for n in ("editing.py", "editors.py")]
     for file in files:

@@ -113,9 +113,7 @@ def pairs(before: Sequence[str], after: Sequence[str], captions: Sequence[str]) 
         f"</div><figcaption>{escape(text)}</figcaption></figure>"
         for a, b, text in zip(before, after, captions, strict=True)
     )
-    return (
-        f'<div class="ll-pairs"><div class="ll-key"><span>before</span><span>after</span></div>{cells}</div>'
-    )
+    return f'<div class="ll-pairs">{cells}</div>'
 
 
 def walk(rows: Sequence[tuple[float, Sequence[str]]], chosen: float) -> str:

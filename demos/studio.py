@@ -106,7 +106,7 @@ class Studio:
         source.prompt = report["prompt"]
         progress(0.35, "Drawing before")
         self._draw(before)
-        after = self._show(key, f"{source.name.split(' + ')[0]} + {' '.join(map(_short, request.items()))}", "edited",
+        after = self._show(key, f"{source.name.split(' + ')[0]} + {', '.join(map(_short, request.items()))}", "edited",
                            report, progress)  # fmt: skip
         return before, after
 
@@ -143,7 +143,7 @@ class Studio:
         files = uploads.received(self.store.uploads, payload)
         session = self._session(key, files)
         place, name, lora = uploads.take_adapter(files, session.place())
-        item = Item(names_taken(self.store.items(key), name), place, "upload", note="uploaded")
+        item = Item(names_taken(self.store.items(key), name), place, "upload")
         self._place(item, lora)
         return self.store.add(key, item)
 
@@ -205,9 +205,11 @@ class Studio:
         try:
             item.prompt = self._prompt(item, lora)
             item.thumb = self.painter.draw(item, [item.prompt], [0])[0]
+            item.note = ", ".join(_words(self.read(item)))
             item.formats = io.FORMATS
         except LolgenError:
             item.native = False
+            item.note = "for another base model"
             item.formats = downloads.formats_of(lora)
 
     def _prompt(self, item: Item, lora: LoRA) -> str:

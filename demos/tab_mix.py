@@ -66,7 +66,10 @@ def build(page: Page) -> Callable[[], None]:
             html.grid(made.pictures, made.captions),
             html.links(item),
             html.usage(item),
-            html.heading("What lolgen reads in its weights", "Segments are probabilities of the values."),
+            html.heading(
+                "What lolgen reads in its weights",
+                "Segments are probabilities of the values, calibrated on LoRAs of one person; a mix is of two.",
+            ),
             html.bars(made.read),
         )
         return [page_html, *page.refreshed(request)]

@@ -213,7 +213,7 @@ def _check_header(name: str, data: bytes) -> None:
 
 def _plain(name: str) -> str:
     """A client's name, cut and without what a page or a terminal would take for more than text."""
-    return "".join(c if c.isalnum() or c in " ._-" else " " for c in name).strip()[:40] or "upload"
+    return " ".join("".join(c if c.isalnum() or c in ".-" else " " for c in name).split())[:40] or "upload"
 
 
 def _mb(n: int) -> str:

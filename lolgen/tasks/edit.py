@@ -96,7 +96,10 @@ class Bench:
 
     @cached_property
     def test(self) -> Zoo:
-        return self.zoo.split("test")
+        """The test LoRAs in the order of their ids: as stored they are sorted by how long they were trained, and the
+        first ids are those that have copies at other ranks."""
+        split = self.zoo.split("test")
+        return Zoo(split.folder, split.info, sorted(split.rows, key=lambda r: r["id"]))
 
     @cached_property
     def base(self) -> Base:

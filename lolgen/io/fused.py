@@ -4,7 +4,8 @@ A fused module's rows are its parts' rows, one below the other. Taken apart, the
 together, parts whose A has the same rows keep sharing them; other rows stand below one another, with a B that is
 zero outside its part's rows, so that the rank is at most the sum of the parts' ranks. Where the A's span the same
 space without being the same (a gauge apart), the fused module takes the smaller rank, found from orthonormal bases
-of the parts' own row spaces, if that costs no part more than `TOLERANCE` of its delta W.
+of the parts' own row spaces, if that costs no part more than `TOLERANCE` of its
+delta W.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from lolgen.io.families.layout import Layout
 from lolgen.io.safetensors_file import Path_
 from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 
-TOLERANCE = 1e-7
-"""The relative error of a part's delta W for which a fused module may take a smaller rank: float32's rounding."""
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-7}
+"""The relative error of a part's delta W for which a fused module may take a smaller rank: a few roundings of the
+factors' dtype (of float32 for half precision, which is not recomputed unless it is exact to that)."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ def _compact(pairs: list[Factors]) -> tuple[Tensor, list[Tensor], float] | None:
         size = float(torch.linalg.vector_norm(U))
         worst = max(worst, float(torch.linalg.vector_norm(missed)) / size if size else 0.0)
         columns.append((U @ inside).to(dtype))
-    return (common.mT.contiguous().to(dtype), columns, worst) if worst <= TOLERANCE else None
+    return (common.mT.contiguous().to(dtype), columns, worst) if worst <= TOLERANCE[dtype] else None
 
 
 def _dtype(pairs: list[Factors]) -> torch.dtype:

@@ -183,7 +183,7 @@ class Modules(dict[str, dict[str, pairs.Keyed]]):
         if rank is not None and rank < exact:
             B, A, error = _truncated_kron(first, second, rank)
         else:
-            B, A = torch.kron(first[0], second[0]), torch.kron(first[1], second[1])
+            B, A = (torch.kron(x.contiguous(), y.contiguous()) for x, y in zip(first, second, strict=True))
         return self._stored(name, B, A), kernel, dim2 or dim1, exact, error
 
     def _factor(self, name: str, part: str, core: str | None) -> tuple[Pair, tuple[int, ...], int]:

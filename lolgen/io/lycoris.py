@@ -183,7 +183,7 @@ class Modules(dict[str, dict[str, pairs.Keyed]]):
         if rank is not None and rank < exact:
             B, A, error = _truncated_kron(first, second, rank)
         else:
-            B, A = (torch.kron(x.contiguous(), y.contiguous()) for x, y in zip(first, second, strict=True))
+            B, A = (_kron(x, y) for x, y in zip(first, second, strict=True))
         return self._stored(name, B, A), kernel, dim2 or dim1, exact, error
 
     def _factor(self, name: str, part: str, core: str | None) -> tuple[Pair, tuple[int, ...], int]:
@@ -247,6 +247,11 @@ def _factorised(w: Tensor) -> Pair:
             return U[:, keep] * S[keep], Vh[keep]
     eye = torch.eye(min(m, n), dtype=w.dtype)
     return (w, eye) if n <= m else (eye, w)
+
+
+def _kron(x: Tensor, y: Tensor) -> Tensor:
+    """x (x) y of two matrices. (torch.kron fails on some strides of matrices with a side of 1.)"""
+    return (x[:, None, :, None] * y[None, :, None]).flatten(2).flatten(0, 1)
 
 
 def _truncated_kron(first: Pair, second: Pair, rank: int) -> tuple[Tensor, Tensor, float]:

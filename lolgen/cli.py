@@ -6,13 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, evaluate, generate, predict
+from lolgen.commands import compare, convert, evaluate, generate, predict
 from lolgen.errors import LolgenError
 
 COMMANDS = (
     generate,
     predict,
     compare,
+    convert,
     evaluate,
 )
 """In the order of `lolgen --help`."""

@@ -64,6 +64,7 @@ def save(
     companion: bool = True,
     base: str | None = None,
     report: list[Fused] | None = None,
+    projected: bool = False,
 ) -> Path:
     """Write `lora` as "peft" (a folder), "diffusers" or "kohya" (a file); returns what was written.
 
@@ -71,12 +72,12 @@ def save(
     is done on balanced factors. `companion`: see `lolgen.io.peft.save`. For a single file, `path` ends in
     `.safetensors` or is a folder to put the format's usual name in. Writes are atomic: all or nothing.
     `base`: the family (one of FAMILIES) whose names a kohya file uses; without it, the one that the modules show.
-    Modules that a kohya file fuses are appended to `report`.
+    Modules that a kohya file fuses are appended to `report`. `projected`: see `lolgen.io.peft.save`.
 
     Raises FormatError when the format cannot hold the LoRA, its numbers are not finite, or the disk refuses.
     """
     if format == "peft":
-        return peft.save(lora, path, dtype, companion)
+        return peft.save(lora, path, dtype, companion, projected=projected)
     if format == "diffusers":
         return diffusers.save(lora, path, dtype)
     if format == "kohya":

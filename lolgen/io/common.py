@@ -68,7 +68,7 @@ def fold_biases(
 def add_extras(file: Path_, tensors: dict[str, Tensor], extras: Mapping[str, Tensor], fmt: str) -> None:
     """Extras into a file without folders: under their own names, but never a PEFT model's full weights."""
     for key, tensor in extras.items():
-        if key.startswith("base_model."):
+        if key.startswith("base_model.") or ".base_model." in key:
             raise FormatError(
                 file,
                 key=key,

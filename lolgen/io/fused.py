@@ -169,7 +169,7 @@ def _shared(pairs: list[Factors]) -> tuple[Tensor, list[Tensor]]:
 
 def _compact(pairs: list[Factors]) -> tuple[Tensor, list[Tensor], float] | None:
     """The same over one basis of the space that the parts' delta W read, and the largest relative error of a part;
-    None where that is no smaller, or costs more than TOLERANCE."""
+    None where that space is larger than the largest part's, or it costs more than TOLERANCE."""
     # The numbers are new ones, which half precision would round.
     dtype = torch.promote_types(_dtype(pairs), torch.float32)
     bases, left = [], []
@@ -185,7 +185,8 @@ def _compact(pairs: list[Factors]) -> tuple[Tensor, list[Tensor], float] | None:
     Q, R = torch.linalg.qr(stacked)
     X, S, _ = torch.linalg.svd(R)
     rank = int((1e-3 * S[0] < S).sum())
-    if rank >= stacked.shape[1]:
+    # Spaces that overlap in part stay below one another: taken apart again, each part has its own rank back.
+    if rank > max(basis.shape[1] for basis in bases):
         return None
     common = Q @ X[:, :rank]  # (in, rank)
     worst, columns = 0.0, []

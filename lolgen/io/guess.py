@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from lolgen.errors import FormatError
 from lolgen.io import names
-from lolgen.io.families import FAMILIES, LAYOUTS, text, unet
+from lolgen.io.families import FAMILIES, LANGUAGE, LAYOUTS, text, unet
 from lolgen.io.safetensors_file import Path_
 from lolgen.lora import LoRA
 
@@ -23,6 +23,40 @@ def check_base(base: str | None) -> None:
         raise FormatError(
             "base", found=repr(base), wanted=", ".join(FAMILIES), remedy="name the family of the base model"
         )
+
+
+def check_family(file: Path_, lora: LoRA, base: str | None) -> None:
+    """FormatError when `base` is a family whose modules these are not, as far as names tell."""
+    if base is None:
+        return
+    for name in lora.names:
+        part = names.component(name)
+        language = part is None and not name.startswith(names.KOHYA_PREFIXES)
+        denoiser = {"sd3": "transformer", "flux": "transformer"}.get(base, "unet")
+        if language != (base in LANGUAGE) or (part in ("unet", "transformer") and part != denoiser):
+            raise FormatError(
+                file,
+                key=name,
+                found=f"a module of {part or 'a language model'}",
+                wanted=f"modules of {base}",
+                remedy="name another base, or none",
+            )
+
+
+def family(lora: LoRA) -> str | None:
+    """The family that the modules show beyond doubt, or None."""
+    parts = {names.component(n) for n in lora.names}
+    if "transformer" in parts:
+        found = [f for f in LAYOUTS if _fits(f, lora)]
+        sure = [f for f in found if _is(f, lora)] if len(found) > 1 else found
+        return sure[0] if len(sure) == 1 else None
+    if sdxl(lora):
+        return "sdxl" if "unet" in parts or "text_encoder_2" in parts else None
+    for version, width in (("sd1", 768), ("sd2", 1024)):
+        if any(m.in_ == width for m in lora.spec if m.name.endswith((".attn2.to_k", ".attn2.to_v"))):
+            return version
+    gpt2 = re.compile(r"(?:transformer\.)?h\.\d+\.(?:attn|mlp)\.c_\w+")
+    return "gpt2" if lora.names and all(gpt2.fullmatch(n) for n in lora.names) else None
 
 
 def sdxl(lora: LoRA) -> bool:
@@ -69,14 +103,18 @@ def kohya_style(file: Path_, lora: LoRA, base: str | None = None) -> tuple[str, 
 
 def is_sd3(lora: LoRA) -> bool:
     """Whether the modules are SD3's: of its transformer and not Flux's."""
-    paths = [n[len("transformer.") :] for n in lora.names if n.startswith("transformer.")]
-    fits = [f for f, layout in LAYOUTS.items() if paths and all(layout.original(p) for p in paths)]
+    fits = [f for f in LAYOUTS if _fits(f, lora)]
     return fits == ["sd3"] or (len(fits) > 1 and _is("sd3", lora) and not _is("flux", lora))
+
+
+def _fits(family: str, lora: LoRA) -> bool:
+    """Whether every module of the transformer is one of a family's, and there is one."""
+    paths = [n[len("transformer.") :] for n in lora.names if n.startswith("transformer.")]
+    return bool(paths) and all(LAYOUTS[family].original(p) for p in paths)
 
 
 def _transformer(file: Path_, lora: LoRA, base: str | None) -> str:
     modules = [m for m in lora.spec if m.name.startswith("transformer.")]
-    fits = {f: all(LAYOUTS[f].original(m.name[len("transformer.") :]) for m in modules) for f in LAYOUTS}
     if base is not None and base not in LAYOUTS:
         raise FormatError(
             file,
@@ -87,7 +125,7 @@ def _transformer(file: Path_, lora: LoRA, base: str | None) -> str:
         )
     if base is not None:
         return base
-    found = [f for f, fit in fits.items() if fit]
+    found = [f for f in LAYOUTS if _fits(f, lora)]
     if not found:
         bare = next(
             m for m in modules if not any(x.original(m.name[len("transformer.") :]) for x in LAYOUTS.values())

@@ -40,7 +40,8 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
         lora = peft.load(folder, component=folder.name)
         specs.update({m.name: m for m in lora.spec})
         factors.update(lora.factors)
-        extras.update(lora.extras)
+        # Full tensors are called alike in every folder.
+        extras.update({k if names.component(k) else f"{folder.name}.{k}": v for k, v in lora.extras.items()})
         metadata = {k: v for k, v in lora.metadata.items() if k != "adapter_config"} | metadata
     ordered = {name: specs[name] for name in sorted(specs, key=names.natural)}
     if modules is not None:
@@ -55,7 +56,9 @@ def split(lora: LoRA) -> dict[str, LoRA]:
         found.setdefault(names.component(name) or "", []).append(name)
     parts = {}
     for part, members in found.items():
-        extras = {k: v for k, v in lora.extras.items() if (names.component(k) or "") == part}
+        mine = {k: v for k, v in lora.extras.items() if (names.component(k) or "") == part}
+        full = f"{part}.{peft.PREFIX}"
+        extras = {k[len(part) + 1 :] if part and k.startswith(full) else k: v for k, v in mine.items()}
         spec = Spec(tuple(lora.spec[n] for n in members))
         parts[part] = LoRA(spec, {n: lora[n] for n in members}, dict(lora.metadata), extras)
     return parts
@@ -83,6 +86,15 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, *, base:
             found=f"a module of no component beside modules of {', '.join(p for p in parts if p)}",
             wanted="modules of one model, or of a pipeline's components",
             remedy="save what belongs together",
+        )
+    lost = [k for k in lora.extras if (names.component(k) or "") not in parts]
+    if lost:
+        raise FormatError(
+            path,
+            key=lost[0],
+            found="a tensor of none of the components",
+            wanted="tensors whose names start with their component",
+            remedy="take it out of the LoRA's extras",
         )
     projected = base == "sd3" if base else guess.is_sd3(lora)
     staged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")

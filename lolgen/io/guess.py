@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from lolgen.errors import FormatError
 from lolgen.io import names
-from lolgen.io.families import FAMILIES, LANGUAGE, LAYOUTS, text, unet
+from lolgen.io.families import FAMILIES, LANGUAGE, LAYOUTS, language, text, unet
 from lolgen.io.safetensors_file import Path_
 from lolgen.lora import LoRA
 
@@ -31,9 +31,9 @@ def check_family(file: Path_, lora: LoRA, base: str | None) -> None:
         return
     for name in lora.names:
         part = names.component(name)
-        language = part is None and not name.startswith(names.KOHYA_PREFIXES)
+        of_text = part is None and not name.startswith(names.KOHYA_PREFIXES)
         denoiser = {"sd3": "transformer", "flux": "transformer"}.get(base, "unet")
-        if language != (base in LANGUAGE) or (part in ("unet", "transformer") and part != denoiser):
+        if of_text != (base in LANGUAGE) or (part in ("unet", "transformer") and part != denoiser):
             raise FormatError(
                 file,
                 key=name,
@@ -55,8 +55,7 @@ def family(lora: LoRA) -> str | None:
     for version, width in (("sd1", 768), ("sd2", 1024)):
         if any(m.in_ == width for m in lora.spec if m.name.endswith((".attn2.to_k", ".attn2.to_v"))):
             return version
-    gpt2 = re.compile(r"(?:transformer\.)?h\.\d+\.(?:attn|mlp)\.c_\w+")
-    return "gpt2" if lora.names and all(gpt2.fullmatch(n) for n in lora.names) else None
+    return "gpt2" if any(language.is_gpt2(n) for n in lora.names) else None
 
 
 def sdxl(lora: LoRA) -> bool:

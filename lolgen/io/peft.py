@@ -17,6 +17,7 @@ from torch import Tensor
 from lolgen.errors import FormatError
 from lolgen.io import atomic, common, diffusers, keys, names, pairs
 from lolgen.io import safetensors_file as stf
+from lolgen.io.families import language
 from lolgen.io.peft_config import check_config, ranks_config, scale_of
 from lolgen.lora import LoRA
 
@@ -238,6 +239,8 @@ def _new_config(folder: Path, lora: LoRA) -> dict[str, Any]:
         "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0, "modules_to_save": None,
     }  # fmt: skip
     config.update(old if isinstance(old, dict) else {})
+    if all(language.is_gpt2(name) for name in lora.names):
+        config["fan_in_fan_out"] = True
     ranks = {names.suffix_path(m.name): lora[m.name].rank for m in lora.spec}
     config.update(ranks_config(ranks))
     config.update(

@@ -28,6 +28,7 @@ OTHER = ("oft_", "glora", "a1.", "a2.", "b1.", "b2.", "on_input", "hada_", "lokr
 """Starts of the keys of methods that are no LoRA, or of parts that PART does not know."""
 MOST = 1 << 30
 """Most numbers that a file's modules may be as LoRAs when no rank is asked for: 4 GiB in float32."""
+_MATRICES = ("hada_w1_a", "hada_w2_a", "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a")
 _SMALL = 256  # a full matrix up to this size is checked for a lower rank
 _ZERO = 1e-9  # singular values below this, relative to the largest, are rounding
 
@@ -71,6 +72,10 @@ class Modules(dict[str, dict[str, pairs.Keyed]]):
             )
         if tensor.dtype not in pairs.DTYPES or not tensor.numel():
             raise self.unfit(key, tensor, "numbers in float32, float16, bfloat16 or float64")
+        if tensor.ndim < 2 or (tensor.ndim > 2 and part in _MATRICES):
+            raise self.unfit(
+                key, tensor, "a matrix" if part in _MATRICES else "a matrix, or one with a kernel"
+            )
         parts[part] = key, tensor
 
     def into(
@@ -191,16 +196,23 @@ class Modules(dict[str, dict[str, pairs.Keyed]]):
         if part not in self[name]:
             left, right, kernel = self._matrix(name, f"{part}_a", f"{part}_b", core)
             return (left, right), kernel, self._need(name, f"{part}_b").shape[0]
-        key, full = self[name][part]
-        if full.ndim < 2:
-            raise self.unfit(key, full, "(out, in)")
+        full = self[name][part][1]
         return _factorised(full.double().flatten(1)), tuple(full.shape[2:]), 0
 
     def _stored(self, name: str, B: Tensor, A: Tensor) -> Pair:
         dtype = torch.float32
         for _, tensor in self[name].values():
             dtype = torch.promote_types(dtype, tensor.dtype)
-        return B.to(dtype).contiguous(), A.to(dtype).contiguous()
+        B, A = B.to(dtype).contiguous(), A.to(dtype).contiguous()
+        if not (B.isfinite().all() and A.isfinite().all()):
+            raise FormatError(
+                self.file,
+                key=next(iter(self[name].values()))[0],
+                found="products too large for float32",
+                wanted="finite numbers",
+                remedy="the training behind it diverged: use an earlier checkpoint",
+            )
+        return B, A
 
     def _check_size(self) -> None:
         """An upper bound on the numbers of all modules, from shapes alone."""

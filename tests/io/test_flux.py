@@ -340,3 +340,42 @@ def test_which_transformer_it_is(tmp_path: Path) -> None:
     wide = Spec((ModuleSpec(QKV[0], 2, 3072),))
     file = io.save(random(wide), tmp_path / "x.safetensors", "kohya")
     assert "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight" in safetensors.torch.load_file(file)
+
+
+def test_xlabs_files(tmp_path: Path) -> None:
+    """Two pairs a double block, queries, keys and values of single blocks alone; diffusers is the referee."""
+    tensors = {}
+    for at, out, in_ in (
+        ("double_blocks.2.processor.qkv_lora1", 3 * W, W),
+        ("double_blocks.2.processor.qkv_lora2", 3 * W, W),
+        ("double_blocks.2.processor.proj_lora1", W, W),
+        ("double_blocks.2.processor.proj_lora2", W, W),
+        ("single_blocks.3.processor.qkv_lora", 3 * W, W),
+        ("single_blocks.3.processor.proj_lora", W, 5 * W),
+    ):
+        tensors |= {f"{at}.down.weight": torch.randn(2, in_), f"{at}.up.weight": torch.randn(out, 2)}
+    file = tmp_path / "x.safetensors"
+    safetensors.torch.save_file(tensors, file)
+    lora, theirs = io.load(file), converted(file)
+    assert set(lora.names) == set(theirs) and len(lora) == 12
+    for name in lora.names:
+        assert relative(double(lora[name]), double(theirs[name])) <= 1e-12, name
+    stored = safetensors.torch.load_file(io.save(lora, tmp_path / "y.safetensors", "kohya", base="flux"))
+    assert stored["lora_unet_single_blocks_3_linear1.lora_up.weight"].shape == (7 * W, 2)
+    assert_same(io.load(tmp_path / "y.safetensors"), lora)
+
+
+@pytest.mark.slow
+def test_stock_diffusers_runs_a_single_block_at_true_width(tmp_path: Path) -> None:
+    """`linear1` as well, which diffusers cuts at 3072 whatever the model: outputs against weights merged by hand."""
+    import models
+
+    pipe = models.flux_pipeline(heads=24, width=128, double_blocks=0, single_blocks=1)
+    inside = [m for m in models.spec_of(pipe) if m.name.startswith("transformer.single_transformer_blocks.")]
+    assert len(inside) == 6
+    lora = models.random_ranks(Spec(tuple(inside)))
+    merged = models.merged("transformer", pipe.transformer, lora)
+    wanted, plain = models.output("transformer", merged), models.output("transformer", pipe.transformer)
+    del merged
+    pipe.load_lora_weights(str(io.save(lora, tmp_path / "x.safetensors", "kohya")), adapter_name="x")
+    models.assert_acts_like(pipe, {"transformer": wanted}, {"transformer": plain})

@@ -10,6 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 from adapters import double, pipeline, relative, unet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lolgen import io
@@ -232,7 +234,7 @@ BAD = {
     ),
     "LoKr of a vector": (
         {p: None for p in loha()} | {"lokr_w1": torch.ones(2), "lokr_w2": torch.ones(2, 2)},
-        "out, in",
+        "wanted a matrix",
     ),
     "LoKr of one factor": (
         {p: None for p in loha()} | {"lokr_w1": torch.ones(2, 2)},
@@ -275,3 +277,28 @@ def test_kernels_that_the_file_does_not_tell(tmp_path: Path) -> None:
         spec = io.load(tmp_path / "x.safetensors", base=base).spec
         assert spec["unet.conv_in"].kernel == (3, 3)
         assert spec["unet.mid_block.attentions.0.proj_in"].kernel == projection
+
+
+PARTS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
+         "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha", "dora_scale")  # fmt: skip
+
+
+@given(
+    shapes=st.dictionaries(
+        st.sampled_from(PARTS), st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=6
+    ),
+    fill=st.sampled_from([1.0, 0.0, 1e30]),
+    rank=st.sampled_from([None, 1, 3]),
+    head=st.sampled_from([LINEAR, "lora_unet_conv_in", "lora_unet_single_blocks_0_linear1"]),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_parts_give_a_traceback(
+    shapes: dict[str, list[int]], fill: float, rank: int | None, head: str, tmp_path: Path
+) -> None:
+    file = save(tmp_path, head, **{p: torch.full(tuple(s), fill) for p, s in shapes.items()})
+    try:
+        lora = io.load(file, rank=rank)
+    except FormatError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(torch.isfinite(f.B).all() and torch.isfinite(f.A).all() for f in lora.factors.values())

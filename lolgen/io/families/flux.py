@@ -42,7 +42,7 @@ LAYOUT = Layout(
     "flux",
     (
         Blocks("double_blocks", "transformer_blocks", _DOUBLE),
-        Blocks("single_blocks", "single_transformer_blocks", _SINGLE),
+        Blocks("single_blocks", "single_transformer_blocks", _SINGLE, read_only=(("linear1_qkv", QKV),)),
     ),
     _OUTSIDE,
     swapped=("final_layer.adaLN_modulation.1",),

@@ -19,6 +19,8 @@ class Blocks:
     original: str
     diffusers: str
     rules: tuple[Rule, ...]
+    read_only: tuple[Rule, ...] = ()
+    """Rules for what other programs cut otherwise, which nothing is written as."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,15 @@ class Layout:
         """(row of blocks or "", original inner path) -> diffusers paths, `{}` for the block's number."""
         found = {("", path): parts for path, parts in self.outside}
         for row in self.blocks:
-            for path, parts in row.rules:
+            for path, parts in (*row.read_only, *row.rules):
                 found[row.original, path] = tuple(f"{row.diffusers}.{{}}.{p}" for p in parts)
         return found
 
     @cached_property
     def _back(self) -> dict[str, tuple[str, int]]:
-        """diffusers path with `{}` -> (original path with `{}`, position among its parts)."""
+        """diffusers path with `{}` -> (original path with `{}`, position among its parts).
+
+        Of two rules for one part the later one holds, which is never a `read_only` one."""
         return {
             part: (f"{row}.{{}}.{path}" if row else path, i)
             for (row, path), parts in self._rules.items()

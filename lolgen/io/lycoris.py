@@ -16,6 +16,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from lolgen import gl
 from lolgen.errors import FormatError
@@ -94,7 +95,8 @@ class Modules(dict[str, dict[str, pairs.Keyed]]):
         if rank is None:
             self._check_size()
         made: dict[str, tuple[Pair, tuple[int, ...], float]] = {}
-        for name, parts in self.items():
+        quiet = None if len(self) > 50 else True  # None: a bar on a terminal only
+        for name, parts in tqdm(self.items(), "LoHa, LoKr to LoRA", leave=False, disable=quiet):
             if name in collected:
                 key = next(iter(parts.values()))[0]
                 raise FormatError(

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lolgen.errors import FormatError
-from lolgen.io import guess, names, pairs, peft
+from lolgen.io import atomic, guess, names, pairs, peft
 from lolgen.io import safetensors_file as stf
 from lolgen.lora import LoRA, Spec
 
@@ -68,7 +68,8 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, *, base:
     """Write a PEFT folder for each component under the folder `path`; returns it. Raises FormatError.
 
     `base`: the family; SD3's first text encoder keeps the `text_model.` in its paths, as its class does.
-    A folder that is not there yet appears whole; in one that is there, each component's folder is replaced whole.
+    A folder that is not there yet appears whole; in one that is there, each component's files are replaced in turn,
+    once all of them are known to be good, and other files are left alone.
     """
     folder = Path(os.path.realpath(path))
     parts = split(lora)
@@ -105,18 +106,10 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, *, base:
             os.rename(staged, folder)
         else:
             for part in parts:
-                _replace(staged / part, folder / part)
+                files = {f.name: f.read_bytes() for f in (staged / part).iterdir()}
+                atomic.write_folder(folder / part, files, last=peft.CONFIG)
     except OSError as error:
         raise stf.cannot_write(path, error) from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return Path(path)
-
-
-def _replace(new: Path, old: Path) -> None:
-    """Put the folder `new` where `old` is, which goes away once it is there."""
-    aside = old.with_name(f".{old.name}.{secrets.token_hex(4)}.old")
-    if old.exists():
-        os.rename(old, aside)
-    os.rename(new, old)
-    shutil.rmtree(aside, ignore_errors=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from lolgen import gl, io
 from lolgen.errors import FormatError
@@ -99,7 +100,8 @@ def convert(
         )
     lora = _without(lora, dropped)
     fused: list[io.Fused] = []
-    wide = DTYPES[dtype] if dtype else None
+    # Truncated modules are new numbers, in float32: rounded on writing, so that the read-back error counts that too.
+    wide = DTYPES[dtype] if dtype else None if rank is None else source.dtype
     several = to == "peft" and len({names.component(n) for n in lora.names}) > 1
     if several:
         written = parts.save(lora, out, wide, base=base)
@@ -220,7 +222,8 @@ def _truncate(
     known = {c.name: c.error for c in converted}
     errors = dict.fromkeys(lora.names, 0.0)
     total = size = 0.0
-    for name, f in lora.factors.items():
+    bar = tqdm(lora.factors.items(), "truncating", leave=False, disable=None if progress else True)
+    for name, f in bar:
         U, V = f.B.double() * f.scale, f.V.double()
         S = float(torch.linalg.vector_norm(gl.spectrum(U, V)))
         if name in known:

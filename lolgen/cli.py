@@ -6,11 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, convert, evaluate, generate, predict
+from lolgen.commands import compare, convert, edit, evaluate, generate, invert, mix, predict, sample
 from lolgen.errors import LolgenError
 
 COMMANDS = (
     generate,
+    sample,
+    edit,
+    mix,
+    invert,
     predict,
     compare,
     convert,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, edit, evaluate, generate, invert, mix, predict, sample
+from lolgen.commands import compare, convert, edit, evaluate, generate, invert, mix, predict, sample
 from lolgen.errors import LolgenError
 
 COMMANDS = (
@@ -17,6 +17,7 @@ COMMANDS = (
     invert,
     predict,
     compare,
+    convert,
     evaluate,
 )
 """In the order of `lolgen --help`."""

@@ -6,12 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, evaluate, generate, predict
+from lolgen.commands import compare, diff, evaluate, generate, merge, predict, resize
 from lolgen.errors import LolgenError
 
 COMMANDS = (
     generate,
     predict,
+    resize,
+    merge,
+    diff,
     compare,
     evaluate,
 )

@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lolgen import io, metrics, pictures
-from lolgen.errors import LolgenError
+from lolgen import io, pictures
 from lolgen.lora import LoRA
 from lolgen.paths import checkpoints_dir
+from lolgen.tools.compare import compare as compare
 
 if TYPE_CHECKING:
     from lolgen.generator import Generator
@@ -128,24 +128,6 @@ def predict(paths: Sequence[str | Path], *, model: str = MODEL) -> list[dict[str
             }
         rows.append({"path": str(path), "attributes": attributes})
     return rows
-
-
-def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """Cosine of the two delta W, and |A - B| / |A| (A is the reference); a module missing in one is zero there."""
-    first, second = io.load(a), io.load(b)
-    shared = [n for n in first.names if n in second.spec]
-    if not shared:
-        raise LolgenError(
-            f"{a} and {b} share no module: they are for different bases, or name them differently"
-        )
-    return {
-        "a": str(a),
-        "b": str(b),
-        "cosine": float(metrics.cosine(first, second)),
-        "relative_distance": float(metrics.relative_distance(first, second)),
-        "modules": {"shared": len(shared), "only_a": len(first.spec) - len(shared),
-                    "only_b": len(second.spec) - len(shared)},
-    }  # fmt: skip
 
 
 def _words(request: Mapping[str, str]) -> str:

@@ -89,7 +89,7 @@ def match(inputs: Sequence[Input]) -> tuple[dict[str, ModuleSpec], dict[str, lis
             if agreed is None:
                 raise ShapeError(
                     f"{given.path}: module {module.name!r}: found {_words(module)}, wanted {_words(known)} "
-                    f"as in {inputs[terms[module.name][0].index].path}; the adapters are for different bases"
+                    f"as in {inputs[terms[module.name][0].input].path}; the adapters are for different bases"
                 )
             modules[module.name] = agreed
             terms.setdefault(module.name, []).append(Term(i, given.lora[module.name]))
@@ -126,11 +126,10 @@ def dtypes_of(terms: Mapping[str, Sequence[Term]], dtype: str | None) -> dict[st
 
 def format_of(inputs: Sequence[Input], format: str | None) -> str:
     """The format to write: `format`, or (None, "same") the first input's. LolgenError when there is none such."""
-    if format in (None, "same"):
-        return inputs[0].format
-    if format not in io.FORMATS:
-        raise LolgenError(f"format: found {format!r}, wanted same or one of {', '.join(io.FORMATS)}")
-    return str(format)
+    found = inputs[0].format if format in (None, "same") else str(format)
+    if found not in io.FORMATS:
+        raise LolgenError(f"format: found {found!r}, wanted one of {', '.join(io.FORMATS)} to write")
+    return found
 
 
 def result(

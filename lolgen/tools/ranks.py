@@ -197,9 +197,7 @@ class _Items:
     def _heads(self, ranks: Tensor) -> list[int]:
         """Of each module the densest item that is not kept."""
         return [
-            place[r - 1]
-            for place, r in zip(self._places, ranks.tolist(), strict=True)
-            if r - 1 < len(place)
+            place[r - 1] for place, r in zip(self._places, ranks.tolist(), strict=True) if r - 1 < len(place)
         ]
 
     @cached_property

@@ -34,7 +34,7 @@ _CHUNK = 1 << 24
 class Term(NamedTuple):
     """What one input adds to a module: the input's position and its factors."""
 
-    index: int
+    input: int
     factors: Factors
 
 
@@ -122,7 +122,7 @@ def frames(terms: Terms, progress: str = "") -> Iterator[Frame]:
     found: dict[tuple[object, ...], list[str]] = {}
     for name, parts in terms.items():
         shape = (parts[0].factors.B.shape[0], parts[0].factors.A.shape[1])
-        key = (shape, tuple((t.index, t.factors.rank, dtype_of(t.factors)) for t in parts))
+        key = (shape, tuple((t.input, t.factors.rank, dtype_of(t.factors)) for t in parts))
         found.setdefault(key, []).append(name)
     bar = tqdm(total=len(terms), desc=progress, unit="module", disable=None if progress else True)
     with bar:
@@ -132,9 +132,9 @@ def frames(terms: Terms, progress: str = "") -> Iterator[Frame]:
             step = max(1, _CHUNK // numbers)
             for start in range(0, len(names), step):
                 chunk = names[start : start + step]
-                parts = [terms[n] for n in chunk]
-                left, right = orthonormal(_stack(parts, "U")), orthonormal(_stack(parts, "V"))
-                yield Frame(tuple(chunk), tuple(t.index for t in first), parts, left, right)
+                rows = [terms[n] for n in chunk]
+                left, right = orthonormal(_stack(rows, "U")), orthonormal(_stack(rows, "V"))
+                yield Frame(tuple(chunk), tuple(t.input for t in first), rows, left, right)
                 bar.update(len(chunk))
 
 

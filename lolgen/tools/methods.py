@@ -83,7 +83,7 @@ def ties(frame: Frame, options: Options) -> Made:
         weight = options.weights[i]
         agrees = (weight * C * total) > 0
         numerator += torch.where(agrees, weight * C, 0.0)
-        denominator += agrees * abs(weight)
+        denominator += agrees.to(C) * abs(weight)  # a bool times a float would be float32
         used.append(_squares(torch.where(agrees, C, 0.0)))
     core = numerator / torch.where(denominator > 0, denominator, 1.0)
     return Made(P @ core @ Q.mT, used)

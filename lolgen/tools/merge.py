@@ -75,19 +75,26 @@ def merged(
     modules, terms = files.match(given)
     away: dict[str, float] = {}  # squared distance from the plain sum
     plain: dict[str, float] = {}
-    whole, used = [0.0] * len(given), [0.0] * len(given)
+    parts: dict[
+        str, list[tuple[int, float, float]]
+    ] = {}  # of a frame: input, its squared norm, what was used
 
     def core(frame: Frame) -> torch.Tensor:
         made: Made = METHODS[method](frame, options)
         total = weighted_sum(frame, options.weights)
         plain.update(zip(frame.names, total.square().sum((-2, -1)).tolist(), strict=True))
         away.update(zip(frame.names, (made.core - total).square().sum((-2, -1)).tolist(), strict=True))
-        for i, (j, squares) in enumerate(zip(frame.index, made.used, strict=True)):
-            whole[j] += float(frame.core(i).square().sum())
-            used[j] += float(squares.sum())
+        parts[frame.names[0]] = [
+            (j, float(frame.core(i).square().sum()), float(made.used[i].sum()))
+            for i, j in enumerate(frame.index)
+        ]
         return made.core
 
     thin = decompose(terms, options.weights, core, progress)
+    whole, used = [0.0] * len(given), [0.0] * len(given)
+    for name in terms:  # not in the order in which threads came by
+        for j, square, share in parts.get(name, ()):
+            whole[j], used[j] = whole[j] + square, used[j] + share
     cost = {n: sum(m.shape) for n, m in modules.items()}
     dtypes = files.dtypes_of(terms, dtype)
     made, report = truncated(cost, thin, target, dtypes, progress and f"{progress}: factors")
@@ -116,7 +123,7 @@ def merged(
         "inputs": rows,
         "recipe": {k: v for k, v in recipe.items() if v is not None},
         "shared_modules": sum(len(parts) == len(given) for parts in terms.values()),
-        "from_sum": relative(sum(away.values()), sum(plain.values())),
+        "from_sum": relative(sum(away[n] for n in terms), sum(plain[n] for n in terms)),
         **report,
     }
     return made, report

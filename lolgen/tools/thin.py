@@ -20,15 +20,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lolgen import gl
 from lolgen.lora import Factors
+from lolgen.tools.workers import each
 
 LIMIT = 1e4
 """The condition (in the Frobenius norm, columns scaled to 1) from which on a factor gets a Householder QR."""
-_CHUNK = 1 << 24
-"""Most float64 numbers of the factors in one batch: 128 MiB."""
+_CHUNK = 1 << 21
+"""Most float64 numbers of the factors in one batch: 16 MiB, which a cache holds."""
 
 
 class Term(NamedTuple):
@@ -122,23 +122,28 @@ class Frame:
 
 def frames(terms: Terms, progress: str = "") -> Iterator[Frame]:
     """All modules, batched by shape and ranks. `progress`: what the bar on stderr is called, "" for none."""
+    return each(_frame, _chunks(terms), progress)
+
+
+def _chunks(terms: Terms) -> list[dict[str, Sequence[Term]]]:
+    """The modules of one shape, with the same inputs at the same ranks, at most _CHUNK numbers at once."""
     found: dict[tuple[object, ...], list[str]] = {}
     for name, parts in terms.items():
         shape = (parts[0].factors.B.shape[0], parts[0].factors.A.shape[1])
         key = (shape, tuple((t.input, t.factors.rank, dtype_of(t.factors)) for t in parts))
         found.setdefault(key, []).append(name)
-    bar = tqdm(total=len(terms), desc=progress, unit="module", disable=None if progress else True)
-    with bar:
-        for names in found.values():
-            first = terms[names[0]]
-            numbers = sum(t.factors.B.numel() + t.factors.A.numel() for t in first)
-            step = max(1, _CHUNK // numbers)
-            for start in range(0, len(names), step):
-                chunk = names[start : start + step]
-                rows = [terms[n] for n in chunk]
-                left, right = orthonormal(_stack(rows, "U")), orthonormal(_stack(rows, "V"))
-                yield Frame(tuple(chunk), tuple(t.input for t in first), rows, left, right)
-                bar.update(len(chunk))
+    chunks = []
+    for names in found.values():
+        numbers = sum(t.factors.B.numel() + t.factors.A.numel() for t in terms[names[0]])
+        step = max(1, _CHUNK // numbers)
+        chunks += [{n: terms[n] for n in names[i : i + step]} for i in range(0, len(names), step)]
+    return chunks
+
+
+def _frame(chunk: Mapping[str, Sequence[Term]]) -> Frame:
+    rows = list(chunk.values())
+    left, right = orthonormal(_stack(rows, "U")), orthonormal(_stack(rows, "V"))
+    return Frame(tuple(chunk), tuple(t.input for t in rows[0]), rows, left, right)
 
 
 def _stack(parts: list[Sequence[Term]], letter: str) -> Tensor:
@@ -194,32 +199,41 @@ class Thin:
 
         The rounding error is measured for float16 and bfloat16; it stays below 1e-6 of the norm for the others.
         """
-        written = {}
-        bar = tqdm(total=len(self.spectra), desc=progress, unit="module", disable=None if progress else True)
-        with bar:
-            for frame, P, S, W in self.pieces:
-                kept = [min(S.shape[-1], ranks[n]) for n in frame.names]
-                most = max(kept)
-                # Columns past a module's own rank are zero.
-                inside = torch.arange(most, device=S.device) < torch.tensor(kept, device=S.device)[:, None]
-                squares = S[:, :most] * inside  # (M, most): U^T U and V^T V
-                U, V = frame.lift(P[..., :most], W[..., :most])
-                factor = squares.sqrt()[:, None] * _sign(U)
-                U *= factor
-                V *= factor
-                for dtype in {dtypes[n] for n in frame.names}:
-                    rows = [j for j, n in enumerate(frame.names) if dtypes[n] == dtype]
-                    every = len(rows) == len(frame.names)
-                    part = (U, V, squares) if every else (U[rows], V[rows], squares[rows])
-                    B, A = part[0].to(dtype), part[1].mT.to(dtype)
-                    lost = _rounding(*part, B, A)
-                    for j, row in enumerate(rows):
-                        k, name = kept[row], frame.names[row]
-                        pair = gl.pad(B[j, :, :k], A[j, :k].mT, ranks[name])
-                        factors = Factors(pair[0].contiguous(), pair[1].mT.contiguous())
-                        written[name] = Written(factors, lost[j])
-                bar.update(len(frame.names))
+
+        def work(piece: Piece) -> dict[str, Written]:
+            return _truncated(piece, ranks, dtypes)
+
+        written = {n: w for part in each(work, self.pieces, progress) for n, w in part.items()}
         return {n: written[n] for n in self.spectra}
+
+
+def _truncated(
+    piece: Piece, ranks: Mapping[str, int], dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Written]:
+    frame, P, S, W = piece
+    kept = [min(S.shape[-1], ranks[n]) for n in frame.names]
+    most = max(kept)
+    # Columns past a module's own rank are zero.
+    inside = torch.arange(most, device=S.device) < torch.tensor(kept, device=S.device)[:, None]
+    squares = S[:, :most] * inside  # (M, most): U^T U and V^T V
+    U, V = frame.lift(P[..., :most], W[..., :most])
+    factor = squares.sqrt()[:, None] * _sign(U)
+    U *= factor
+    V *= factor
+    written = {}
+    for dtype in {dtypes[n] for n in frame.names}:
+        rows = [j for j, n in enumerate(frame.names) if dtypes[n] == dtype]
+        every = len(rows) == len(frame.names)
+        part = (U, V, squares) if every else (U[rows], V[rows], squares[rows])
+        B, A = part[0].to(dtype), part[1].mT.to(dtype)
+        lost = _rounding(*part, B, A)
+        for j, row in enumerate(rows):
+            k, name = kept[row], frame.names[row]
+            pair = gl.pad(B[j, :, :k], A[j, :k].mT, ranks[name])
+            # Copies, so that one module kept alive doesn't keep the whole chunk.
+            factors = Factors(pair[0].clone(memory_format=torch.contiguous_format), pair[1].mT.contiguous())
+            written[name] = Written(factors, lost[j])
+    return written
 
 
 def _sign(U: Tensor) -> Tensor:
@@ -231,15 +245,14 @@ def _sign(U: Tensor) -> Tensor:
 def _rounding(U: Tensor, V: Tensor, squares: Tensor, B: Tensor, A: Tensor) -> list[float]:
     """|U V^T - B A|^2 for each module, U^T U = V^T V = diag(squares), (B, A) the pair rounded to half precision.
 
-    With dU = U - B, dV = V - A^T the difference is dU V^T + B dV^T; its Gram matrices need no more than dU^T
-    [dU, B] and dV^T [dV, V], for which float32 is plenty: they are differences already.
+    With dU = U - B, dV = V - A^T the difference is dU V^T + B dV^T; its Gram matrices need no more than dU^T dU,
+    dU^T B, dV^T dV and dV^T V, for which float32 is plenty: they are differences already.
     """
     if B.dtype not in (torch.float16, torch.bfloat16):
         return [0.0] * len(U)
     dU, dV = (U - B).float(), (V - A.mT).float()
-    k = U.shape[-1]
-    uu, ub = (dU.mT @ torch.cat([dU, B.float()], -1)).double().split(k, -1)
-    vv, vd = (dV.mT @ torch.cat([dV, V.float()], -1)).double().split(k, -1)
+    uu, ub = (dU.mT @ dU).double(), (dU.mT @ B.float()).double()
+    vv, vd = (dV.mT @ dV).double(), (dV.mT @ V.float()).double()
     bb = torch.diag_embed(squares) - ub - ub.mT - uu  # B^T B
     square = (uu.diagonal(dim1=-2, dim2=-1) * squares).sum(-1)
     square = square + ((bb * vv) + 2 * (ub * vd.mT)).sum((-2, -1))
@@ -256,21 +269,23 @@ def decompose(
     """The SVD of every module of a combination: by default the sum of `weights[i]` times input i, else what
     `core(frame) -> (M, q, p)` makes of the inputs' cores.
 
-    A singular value that is only rounding of the inputs' products is zero.
+    `core` may be called from several threads at once. A singular value that is only rounding of the inputs'
+    products is zero.
     """
     make = core or (lambda frame: weighted_sum(frame, weights))
-    pieces: list[Piece] = []
-    spectra: dict[str, Tensor] = {}
-    eps: dict[str, float] = {}
-    for frame in frames(terms, progress):
+
+    def work(chunk: Mapping[str, Sequence[Term]]) -> Piece:
+        frame = _frame(chunk)
         P, S, Wh = torch.linalg.svd(make(frame), full_matrices=False)
-        norms = (torch.linalg.matrix_norm(E) * torch.linalg.matrix_norm(F) for E, F in frame.blocks)
-        size = sum((abs(weights[i]) * n for i, n in zip(frame.index, norms, strict=True)), S.new_zeros(()))
+        size = torch.zeros_like(S[:, 0])
+        for i, (E, F) in zip(frame.index, frame.blocks, strict=True):
+            size += abs(weights[i]) * torch.linalg.matrix_norm(E) * torch.linalg.matrix_norm(F)
         cutoff = torch.finfo(torch.float64).eps * (frame.left.R.shape[-1] + 8) * size
-        S = torch.where(cutoff[:, None] < S, S, torch.zeros_like(S))
-        pieces.append(Piece(frame, P, S, Wh.mT))
-        spectra.update(zip(frame.names, S.cpu(), strict=True))
-        eps.update(dict.fromkeys(frame.names, frame.eps))
+        return Piece(frame, P, torch.where(cutoff[:, None] < S, S, torch.zeros_like(S)), Wh.mT)
+
+    pieces = list(each(work, _chunks(terms), progress))
+    spectra = {n: s for p in pieces for n, s in zip(p.frame.names, p.S.cpu(), strict=True)}
+    eps = {n: p.frame.eps for p in pieces for n in p.frame.names}
     return Thin(pieces, {n: spectra[n] for n in terms}, eps)
 
 

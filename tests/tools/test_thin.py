@@ -11,6 +11,7 @@ from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 from lolgen.testing import regauge
 from lolgen.tools import thin
 from lolgen.tools.thin import Term, decompose, frames, orthonormal
+from lolgen.tools.workers import each
 from tools.dense import EVERY_KIND, RANKS_B, best, delta, draw, relative
 
 
@@ -61,6 +62,37 @@ def test_the_svd_of_a_sum_is_the_dense_one(chunk: int, monkeypatch: pytest.Monke
         k = min(len(S), len(wanted))
         assert torch.allclose(S[:k], wanted[:k], rtol=1e-10, atol=1e-12 * float(wanted[0]))
         assert not S[k:].any() and float(wanted[k:].sum()) < 1e-12
+
+
+def test_threads_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thin, "_CHUNK", 400)
+    lora = draw()
+    terms = {n: [Term(0, f)] for n, f in lora.factors.items()}
+    dtypes = dict.fromkeys(lora.names, torch.float64)
+    made = []
+    for n in (1, 3):
+        torch.set_num_threads(n)
+        try:
+            made.append(decompose(terms, [1.0]).truncate(dict.fromkeys(lora.names, 2), dtypes))
+            assert torch.get_num_threads() == n
+        finally:
+            torch.set_num_threads(1)
+    for name in lora.names:
+        assert torch.equal(made[0][name].factors.B, made[1][name].factors.B)
+        assert torch.equal(made[0][name].factors.A, made[1][name].factors.A)
+
+
+def test_what_fails_in_a_thread_is_raised() -> None:
+    def fail(x: int) -> int:
+        raise ZeroDivisionError if x == 2 else StopAsyncIteration if x > 2 else ValueError
+
+    for n in (1, 2):
+        torch.set_num_threads(n)
+        try:
+            with pytest.raises(ValueError):
+                list(each(fail, range(9), ""))
+        finally:
+            torch.set_num_threads(1)
 
 
 def test_modules_of_one_shape_and_rank_are_one_batch() -> None:

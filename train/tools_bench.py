@@ -1,0 +1,239 @@
+"""Speed and optimality of `lolgen resize` and `lolgen merge`, against a full SVD of delta W in the same run.
+
+    python -m train.tools_bench --out reports        # tools.json, tools.md; about 6 min on two cores
+
+One 3072 x 3072 module at rank 64 (a Flux or Llama-sized layer): resize to rank 16, and merge two LoRAs to rank 64,
+beside what other tools do: form delta W, `torch.linalg.svd` it in float32, cut. Errors are measured in float64 on the
+full matrix, against the optimum that the float64 spectrum of delta W allows. Then a whole SDXL LoRA at rank 64 in
+half precision, the 722 modules that sd-scripts trains in its UNet: load, resize, write; and merge two of them. All at
+each number of threads asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lolgen import gl, io
+from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
+from lolgen.tools.files import Input
+from lolgen.tools.merge import merge, merged
+from lolgen.tools.methods import Options
+from lolgen.tools.ranks import Target
+from lolgen.tools.resize import resize, resized
+
+SIZE, RANK, KEPT = 3072, 64, 16
+WEIGHTS = (0.7, 0.3)
+
+
+def sdxl_spec() -> Spec:
+    """The attention modules of SDXL's UNet, from its structure: 722 linear layers."""
+    modules: list[ModuleSpec] = []
+
+    def linear(name: str, out: int, in_: int) -> None:
+        modules.append(ModuleSpec(name, out, in_))
+
+    def attention(at: str, width: int, depth: int) -> None:
+        linear(f"{at}.proj_in", width, width)
+        for i in range(depth):
+            block = f"{at}.transformer_blocks.{i}"
+            for attn, context in (("attn1", width), ("attn2", 2048)):
+                linear(f"{block}.{attn}.to_q", width, width)
+                linear(f"{block}.{attn}.to_k", width, context)
+                linear(f"{block}.{attn}.to_v", width, context)
+                linear(f"{block}.{attn}.to_out.0", width, width)
+            linear(f"{block}.ff.net.0.proj", 8 * width, width)
+            linear(f"{block}.ff.net.2", width, 4 * width)
+        linear(f"{at}.proj_out", width, width)
+
+    for block, width, depth in ((1, 640, 2), (2, 1280, 10)):
+        for j in range(2):
+            attention(f"unet.down_blocks.{block}.attentions.{j}", width, depth)
+    attention("unet.mid_block.attentions.0", 1280, 10)
+    for block, width, depth in ((0, 1280, 10), (1, 640, 2)):
+        for j in range(3):
+            attention(f"unet.up_blocks.{block}.attentions.{j}", width, depth)
+    return Spec(tuple(modules))
+
+
+def trained(spec: Spec, rank: int, seed: int, dtype: torch.dtype = torch.float32) -> LoRA:
+    """A LoRA with the decaying spectrum of a trained one: column i of B shrinks as 1 / (1 + i / 4)."""
+    generator = torch.Generator().manual_seed(seed)
+    decay = 1 / (1 + torch.arange(rank) / 4)
+    factors = {}
+    for m in spec:
+        B = 0.02 * torch.randn(m.out, rank, generator=generator) * decay
+        A = torch.randn(rank, m.in_flat, generator=generator) / m.in_flat**0.5
+        factors[m.name] = Factors(B.to(dtype), A.to(dtype))
+    return LoRA(spec, factors)
+
+
+def seconds(fn: Callable[[], Any], times: int = 1) -> float:
+    """The best of so many runs."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        fn()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def above(W: Tensor, made: Factors, spectrum: Tensor) -> dict[str, float]:
+    """Relative errors of a truncation of W (float64), and of the optimum at its rank."""
+    norm = float(spectrum.norm())
+    error = float(torch.linalg.matrix_norm(W - made.B.double() @ made.A.double())) / norm
+    optimum = float(spectrum[made.rank :].norm()) / norm
+    return {"error": error, "optimum": optimum, "above": error - optimum}
+
+
+def one_module(threads: list[int]) -> dict[str, Any]:
+    """The single large module: seconds by threads, ratios, errors."""
+    spec = Spec((ModuleSpec("m", SIZE, SIZE),))
+    a, b = trained(spec, RANK, 0), trained(spec, RANK, 1)
+    given = [Input("a", a, "peft"), Input("b", b, "peft")]
+    target, both = Target(rank=KEPT), Target(rank=RANK)
+
+    def do_resize(lora: LoRA = a) -> Factors:
+        return resized(lora, target, "float64")[0]["m"].factors
+
+    def do_merge() -> Factors:
+        return merged(given, "sum", Options(WEIGHTS), both, "float64")[0]["m"].factors
+
+    def full(W: Callable[[], Tensor]) -> float:
+        return seconds(lambda: torch.linalg.svd(W(), full_matrices=False))
+
+    def sum_of() -> Tensor:
+        return WEIGHTS[0] * a["m"].delta() + WEIGHTS[1] * b["m"].delta()
+
+    rows = []
+    for n in threads:
+        torch.set_num_threads(n)
+        do_resize(), do_merge()
+        row: dict[str, Any] = {"threads": n, "load": round(os.getloadavg()[0], 2)}
+        for name, ours, form in (("resize", do_resize, a["m"].delta), ("merge", do_merge, sum_of)):
+            mine, theirs = seconds(ours, 5), full(form)
+            row[name] = {"seconds": mine, "full_svd": theirs, "times_faster": theirs / mine}
+        rows.append(row)
+    torch.set_num_threads(max(threads))
+    W = a["m"].to(torch.float64).delta()
+    S = torch.linalg.svdvals(W)
+    errors = {"resize": above(W, do_resize(), S)}
+    for condition in (1e2, 1e4, 1e6):
+        g = gl.random_gauge(
+            rank=RANK,
+            condition=condition,
+            dtype=torch.float64,
+            generator=torch.Generator().manual_seed(0),
+        )
+        moved = gl.act_lora(a.to(torch.float64), {"m": g})
+        errors[f"resize in a gauge of condition {condition:.0e}"] = above(W, do_resize(moved), S)
+    W = WEIGHTS[0] * W + WEIGHTS[1] * b["m"].to(torch.float64).delta()
+    errors["merge"] = above(W, do_merge(), torch.linalg.svdvals(W))
+    return {
+        "size": SIZE,
+        "rank": RANK,
+        "kept": KEPT,
+        "full_svd_dtype": "float32",
+        "rows": rows,
+        "errors": errors,
+    }
+
+
+def whole_lora(threads: list[int], folder: Path) -> dict[str, Any]:
+    """The SDXL LoRA, in files: seconds of each step by threads."""
+    spec = sdxl_spec()
+    paths = []
+    for seed in range(2):
+        lora = trained(spec, RANK, seed, torch.float16)
+        paths.append(io.save(lora, folder / f"sdxl{seed}.safetensors", "diffusers"))
+    out = folder / "out.safetensors"
+    rows = []
+    for n in threads:
+        torch.set_num_threads(n)
+        row: dict[str, Any] = {"threads": n, "load": round(os.getloadavg()[0], 2)}
+        row["read"] = seconds(lambda: io.load(paths[0]))
+        for name, options in (
+            ("resize to rank 16", {"rank": 16}),
+            ("resize to error 0.1 overall", {"error": 0.1, "per": "overall"}),
+        ):
+            start = time.perf_counter()
+            report = resize(paths[0], out=out, **options)
+            row[name] = {"total": time.perf_counter() - start, "algebra": report["seconds"]}
+        for method in ("sum", "ties"):
+            start = time.perf_counter()
+            report = merge(list(zip(paths, WEIGHTS, strict=True)), method=method, rank=RANK, out=out)
+            row[f"merge two by {method}, rank 64"] = {
+                "total": time.perf_counter() - start,
+                "algebra": report["seconds"],
+            }
+        rows.append(row)
+    numbers = sum(f.B.numel() + f.A.numel() for f in io.load(paths[0]).factors.values())
+    return {"modules": len(spec), "rank": RANK, "dtype": "float16", "parameters": numbers, "rows": rows}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report, for people."""
+    one, many = report["module"], report["sdxl"]
+    lines = [
+        "# Resize and merge, timed",
+        "",
+        f"`{report['command']}`; load is the machine's at the start of a row, what else ran on it included.",
+        "",
+        f"One {SIZE} x {SIZE} module at rank {RANK}: resize to rank {KEPT}, merge of two to rank {RANK}; the full SVD "
+        "of delta W is torch's, in float32.",
+        "",
+        "| threads | load | resize, ms | full SVD, s | times | merge, ms | full SVD, s | times |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in one["rows"]:
+        cells = [str(row["threads"]), str(row["load"])]
+        for name in ("resize", "merge"):
+            r = row[name]
+            cells += [f"{1e3 * r['seconds']:.1f}", f"{r['full_svd']:.2f}", f"{r['times_faster']:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| relative error of delta W | lolgen | optimum | above it |", "| --- | --- | --- | --- |"]
+    for name, e in one["errors"].items():
+        lines.append(f"| {name} | {e['error']:.6f} | {e['optimum']:.6f} | {e['above']:.1e} |")
+    first = many["rows"][0]
+    steps = [k for k in first if k not in ("threads", "load", "read")]
+    lines += [
+        "",
+        f"An SDXL LoRA: {many['modules']} modules, rank {many['rank']}, {many['parameters'] / 1e6:.0f} M parameters in "
+        "float16; seconds with reading and writing (the algebra alone).",
+        "",
+        f"| threads | load | read | {' | '.join(steps)} |",
+        f"| --- | --- | --- |{' --- |' * len(steps)}",
+    ]
+    for row in many["rows"]:
+        cells = [f"{row[s]['total']:.1f} ({row[s]['algebra']:.1f})" for s in steps]
+        lines.append(f"| {row['threads']} | {row['load']} | {row['read']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--folder", help="where the SDXL files go for a while (1 GB)")
+    parser.add_argument("--out", type=Path, default=Path("reports"))
+    args = parser.parse_args()
+    report: dict[str, Any] = {"command": "python -m train.tools_bench", "cores": os.cpu_count()}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        report["sdxl"] = whole_lora(args.threads, Path(folder))
+    report["module"] = one_module(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "tools.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "tools.md").write_text(table(report))
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -42,7 +42,9 @@ def resize(
     """
     target = Target(rank, energy, error, per)
     if not target.given:
-        raise LolgenError("resize: found no target; wanted a rank, an energy or an error")
+        raise LolgenError(
+            "resize: found no target; wanted a rank, an energy or an error (--rank, --energy, --error)"
+        )
     given = files.read(path)
     fmt = files.format_of([given], format)
     start = time.perf_counter()

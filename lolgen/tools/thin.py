@@ -52,9 +52,7 @@ class Side:
 
     def lift(self, X: Tensor, small: Tensor) -> Tensor:
         """Q @ small: (M, q, j) -> (M, m, j), lying in memory as X does."""
-        by_rows = (
-            X.stride(-1) != 1
-        )  # V, stored as A: a product in A's own order spares two transposing copies
+        by_rows = X.stride(-1) != 1  # V, which lies as A: products in A's order spare two transpositions
         lifted = ((self.coef @ small).mT @ X.mT).mT if by_rows else X @ (self.coef @ small)
         for j, Q in self.dense.items():
             lifted[j] = Q @ small[j]

@@ -147,12 +147,19 @@ def result(
     for key in ("ss_network_dim", "ss_network_alpha"):
         if key in metadata:  # alpha is the rank in what lolgen writes; "Dynamic" is sd-scripts' own word
             metadata[key] = str(ranks.copy().pop()) if len(ranks) == 1 else "Dynamic"
-    sources = [{"name": Path(i.path).name, "sha256": _sha256(i.path), "weight": i.weight} for i in inputs]
+    sources = [_source(i) for i in inputs]
     entry = {"lolgen": lolgen.__version__, "inputs": sources, **recipe}
     metadata[RECIPE] = json.dumps({k: v for k, v in entry.items() if v is not None})
     factors: dict[str, Factors] = {n: written[n].factors for n in modules}
     extras = dict(inputs[0].lora.extras) if len(inputs) == 1 else {}
     return LoRA(Spec(tuple(modules.values())), factors, metadata, extras)
+
+
+def _source(given: Input) -> dict[str, Any]:
+    """What a recipe says of an input; of one that the toolbox made, its own recipe too."""
+    found = {"name": Path(given.path).name, "sha256": _sha256(given.path), "weight": given.weight}
+    earlier = _object(given.lora.metadata.get(RECIPE))
+    return found | ({"recipe": earlier} if earlier else {})
 
 
 def _common(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -131,6 +131,10 @@ def test_header_and_extras_stay_and_the_recipe_is_added(tmp_path: Path) -> None:
     (entry,) = recipe["inputs"]
     assert entry["name"] == "a.safetensors" and len(entry["sha256"]) == 64
     resize(source, error=0.5, per="overall", out=tmp_path / "c.safetensors")
+    again = tmp_path / "d.safetensors"
+    resize(tmp_path / "b.safetensors", rank=1, out=again)
+    (entry,) = json.loads(io.load(again).metadata[files.RECIPE])["inputs"]
+    assert entry["recipe"] == recipe, "what was done before is kept"
     found = io.load(tmp_path / "c.safetensors")
     assert len(set(found.ranks.values())) > 1 and found.metadata["ss_network_dim"] == "Dynamic"
 

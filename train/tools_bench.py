@@ -78,19 +78,20 @@ def trained(spec: Spec, rank: int, seed: int, dtype: torch.dtype = torch.float32
     return LoRA(spec, factors)
 
 
-def seconds(fn: Callable[[], Any], times: int = 1) -> float:
-    """The best of so many runs."""
-    found = []
+def seconds(fn: Callable[[], Any], times: int = 1) -> tuple[float, float]:
+    """(by the clock, of the processor), each the best of so many runs. The processor's seconds, of all threads, are
+    what other work on the machine leaves alone: ratios are taken between them."""
+    clock, processor = [], []
     for _ in range(times):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         fn()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        clock.append(time.perf_counter() - start)
+        processor.append(time.process_time() - busy)
+    return min(clock), min(processor)
 
 
 def timed(fn: Callable[[], dict[str, Any]], times: int = 1) -> dict[str, float]:
-    """The best of so many runs of a tool: seconds with reading and writing, of the algebra alone, and of the
-    processor (all threads), which other work on the machine leaves alone."""
+    """The best of so many runs of a tool: seconds with reading and writing, of the algebra alone, of the processor."""
     runs = []
     for _ in range(times):
         start, busy = time.perf_counter(), time.process_time()
@@ -121,7 +122,7 @@ def one_module(threads: list[int], side: int = SIZE) -> dict[str, Any]:
     def do_merge() -> Factors:
         return merged(given, "sum", Options(WEIGHTS), both, "float64")[0]["m"].factors
 
-    def full(W: Callable[[], Tensor]) -> float:
+    def full(W: Callable[[], Tensor]) -> tuple[float, float]:
         return seconds(lambda: torch.linalg.svd(W(), full_matrices=False))
 
     def sum_of() -> Tensor:
@@ -134,7 +135,13 @@ def one_module(threads: list[int], side: int = SIZE) -> dict[str, Any]:
         row: dict[str, Any] = {"threads": n, "load": round(os.getloadavg()[0], 2)}
         for name, ours, form in (("resize", do_resize, a["m"].delta), ("merge", do_merge, sum_of)):
             mine, theirs = seconds(ours, 5), full(form)
-            row[name] = {"seconds": mine, "full_svd": theirs, "times_faster": theirs / mine}
+            row[name] = {
+                "seconds": mine[0],
+                "cpu": mine[1],
+                "full_svd_seconds": theirs[0],
+                "full_svd_cpu": theirs[1],
+                "times_faster": theirs[1] / mine[1],
+            }
         rows.append(row)
     torch.set_num_threads(max(threads))
     W = a["m"].to(torch.float64).delta()
@@ -177,7 +184,7 @@ def whole_lora(threads: list[int], folder: Path, spec: Spec) -> dict[str, Any]:
     for n in threads:
         torch.set_num_threads(n)
         row: dict[str, Any] = {"threads": n, "load": round(os.getloadavg()[0], 2)}
-        row["read"] = seconds(lambda: io.load(paths[0]))
+        row["read"] = seconds(lambda: io.load(paths[0]))[0]
         for name, options in resizes.items():
             row[name] = timed(partial(resize, paths[0], out=out, **options), 2)
         for method in ("sum", "ties"):
@@ -191,33 +198,46 @@ def whole_lora(threads: list[int], folder: Path, spec: Spec) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """The report, for people."""
-    one, many = report["module"], report["sdxl"]
     lines = [
         "# Resize and merge, timed",
         "",
-        f"`{report['command']}`; load is the machine's at the start of a row, what else ran on it included.",
+        f"`{report['command']}`. Load is the machine's at the start of a row, all that ran on it included; CPU seconds "
+        "(all threads) do not count the others' work, and ratios are between them.",
+    ]
+    if "module" in report:
+        lines += _module_lines(report["module"])
+    if "sdxl" in report:
+        lines += _sdxl_lines(report["sdxl"])
+    return "\n".join(lines) + "\n"
+
+
+def _module_lines(one: dict[str, Any]) -> list[str]:
+    lines = [
         "",
         f"One {one['size']} x {one['size']} module at rank {RANK}: resize to rank {KEPT}, merge of two to rank {RANK}; "
         "the full SVD of delta W is torch's, in float32.",
         "",
-        "| threads | load | resize, ms | full SVD, s | times | merge, ms | full SVD, s | times |",
+        "| threads | load | resize, CPU ms | full SVD, CPU s | times | merge, CPU ms | full SVD, CPU s | times |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in one["rows"]:
         cells = [str(row["threads"]), str(row["load"])]
         for name in ("resize", "merge"):
             r = row[name]
-            cells += [f"{1e3 * r['seconds']:.1f}", f"{r['full_svd']:.2f}", f"{r['times_faster']:.0f}"]
+            cells += [f"{1e3 * r['cpu']:.1f}", f"{r['full_svd_cpu']:.2f}", f"{r['times_faster']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| relative error of delta W | lolgen | optimum | above it |", "| --- | --- | --- | --- |"]
     for name, e in one["errors"].items():
         lines.append(f"| {name} | {e['error']:.6f} | {e['optimum']:.6f} | {e['above']:.1e} |")
-    first = many["rows"][0]
-    steps = [k for k in first if k not in ("threads", "load", "read")]
-    lines += [
+    return lines
+
+
+def _sdxl_lines(many: dict[str, Any]) -> list[str]:
+    steps = [k for k in many["rows"][0] if k not in ("threads", "load", "read")]
+    lines = [
         "",
         f"An SDXL LoRA: {many['modules']} modules, rank {many['rank']}, {many['parameters'] / 1e6:.0f} M parameters in "
-        "float16; seconds with reading and writing (the processor's, all threads, which other work leaves alone).",
+        "float16; seconds by the clock with reading and writing (CPU seconds).",
         "",
         f"| threads | load | read | {' | '.join(steps)} |",
         f"| --- | --- | --- |{' --- |' * len(steps)}",
@@ -225,19 +245,27 @@ def table(report: dict[str, Any]) -> str:
     for row in many["rows"]:
         cells = [f"{row[s]['total']:.1f} ({row[s]['cpu']:.1f})" for s in steps]
         lines.append(f"| {row['threads']} | {row['load']} | {row['read']:.1f} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--only", choices=("module", "sdxl"), help="one half; the report's other half is kept"
+    )
     parser.add_argument("--folder", help="where the SDXL files go for a while (1 GB)")
     parser.add_argument("--out", type=Path, default=Path("reports"))
     args = parser.parse_args()
-    report: dict[str, Any] = {"command": "python -m train.tools_bench", "cores": os.cpu_count()}
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        report["sdxl"] = whole_lora(args.threads, Path(folder), sdxl_spec())
-    report["module"] = one_module(args.threads)
+    report: dict[str, Any] = {}
+    if args.only and (args.out / "tools.json").exists():
+        report = json.loads((args.out / "tools.json").read_text())
+    report |= {"command": "python -m train.tools_bench", "cores": os.cpu_count()}
+    if args.only != "sdxl":
+        report["module"] = one_module(args.threads)
+    if args.only != "module":
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            report["sdxl"] = whole_lora(args.threads, Path(folder), sdxl_spec())
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "tools.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.out / "tools.md").write_text(table(report))

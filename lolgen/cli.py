@@ -6,7 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, convert, edit, evaluate, generate, invert, mix, predict, sample
+from lolgen.commands import (
+    compare,
+    convert,
+    diff,
+    edit,
+    evaluate,
+    generate,
+    invert,
+    merge,
+    mix,
+    predict,
+    resize,
+    sample,
+)
 from lolgen.errors import LolgenError
 
 COMMANDS = (
@@ -16,6 +29,9 @@ COMMANDS = (
     mix,
     invert,
     predict,
+    resize,
+    merge,
+    diff,
     compare,
     convert,
     evaluate,

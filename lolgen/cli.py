@@ -6,13 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, evaluate, generate, predict
+from lolgen.commands import compare, evaluate, generate, inspect, predict, search
 from lolgen.errors import LolgenError
 
 COMMANDS = (
     generate,
     predict,
+    inspect,
     compare,
+    search,
     evaluate,
 )
 """In the order of `lolgen --help`."""

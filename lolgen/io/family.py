@@ -101,7 +101,7 @@ def _flat(path: str) -> tuple[str, str]:
 
 
 def _cite(module: RawModule, what: str = "") -> str:
-    key = next(iter(module.parts.values()))
+    key = module.parts[max(module.shapes, key=lambda part: len(module.shapes[part]))]  # no alpha
     short = key if len(key) <= 120 else f"{key[:117]}..."
     out, in_ = module.size
     return f"{short} ({what or f'out {out}, in {in_}'})"

@@ -36,7 +36,7 @@ class BaseFolder:
 
     def _add(self, folder: Path, part: str) -> None:
         # Of a model in two precisions, the one without a variant in its name comes first and stays.
-        for file in sorted(folder.glob("*.safetensors"), key=lambda f: (len(f.name), f.name)):
+        for file in sorted(folder.glob("*.safetensors"), key=lambda f: ("." in f.stem, f.name)):
             for key in stf.read_keys(file):
                 name, _, what = key.rpartition(".")
                 if what == "weight" and name:

@@ -13,9 +13,10 @@ from lolgen.io import names
 from lolgen.io.raw import METHODS
 from lolgen.lora import LoRA
 from lolgen.tools.inspect import health, spectra
+from lolgen.tools.inspect.finding import REFUSES, Finding
 from lolgen.tools.inspect.source import Source, open_source
 from lolgen.tools.inspect.summary import others, summary
-from lolgen.tools.inspect.targets import REFUSES, TARGETS, Finding, findings
+from lolgen.tools.inspect.targets import TARGETS, findings
 from lolgen.tools.inspect.variants import variants
 
 SHARES = (0.9, 0.99)

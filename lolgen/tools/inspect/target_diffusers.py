@@ -29,8 +29,12 @@ def for_diffusers(source: Source, alphas: dict[str, float]) -> list[Finding]:
         results.append(
             found(NOTE, f"passes over {source.file.name} when given its folder; give the name as weight_name")
         )
+    if source.is_model:
+        return [*results, found(NOTE, "load it with from_pretrained or from_single_file, not as a LoRA")]
+    # The transformers' pipelines convert kohya's and PEFT's keys, each in its own way.
+    flux = source.family.name in ("flux", "hunyuan-video", "sd3", "qwen-image")
     if source.format == "peft":
-        return [*results, *_diffusers_peft(source)]
+        return results if flux else [*results, *_diffusers_peft(source)]
     scales = [p for p, m in source.modules.items() if any(k.endswith(".dora_scale") for k in keys_of(m))]
     if scales:
         results.append(
@@ -39,7 +43,6 @@ def for_diffusers(source: Source, alphas: dict[str, float]) -> list[Finding]:
         )  # fmt: skip
     results += _diffusers_encoders(source)
     left = [k for k in source.rows if "dora_scale" not in k]
-    flux = source.family.name in ("flux", "hunyuan-video", "sd3", "qwen-image")
     if left and all(k.startswith(_KOHYA_UNET) for k in left):
         return results if flux else [*results, *_diffusers_kohya(source, alphas)]
     wrong = [k for k in left if "lora" not in k]

@@ -167,7 +167,8 @@ def test_metadata_is_readable_and_harmless() -> None:
     tags = json.dumps({"10_me": {" hat": 3, "dog": 9}, "5_x": {"dog": 2, "n": "x"}})
     found = summary({
         "ss_base_model_version": "sd_v1", "ss_network_dim": "8", "ss_learning_rate": "None", "ss_steps": "100",
-        "modelspec.title": "a\x1b[31m\nb" + "c" * 1000, "ss_training_started_at": "1700000000.5", "ss_tag_frequency": tags,
+        "modelspec.title": "a\x1b[31m\nb" + "c" * 1000, "ss_training_started_at": "1700000000.5",
+        "ss_tag_frequency": tags,
     })  # fmt: skip
     assert found["trained on"] == "sd_v1" and found["network rank"] == "8" and "learning rate" not in found
     assert found["trained at"] == "2023-11-14 22:13 UTC" and found["commonest tags"] == "dog (11), hat (3)"

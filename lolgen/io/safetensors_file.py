@@ -32,6 +32,8 @@ DTYPES: dict[str, torch.dtype] = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PLACE = {dtype: i for i, dtype in enumerate(DTYPES.values())}
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+_OBJECT = 250  # bytes that a list or an object of a header takes when parsed, its entries included
+_ROOM = 1 << 24  # bytes of parsed header that no file need account for: 20,000 tensors
 
 AGAIN = "the file is damaged or incomplete: download or save it again"
 NO_PICKLE = (
@@ -71,7 +73,17 @@ def read_header(path: Path_) -> tuple[dict[str, Any], dict[str, str]]:
     No tensor is read. Raises FormatError."""
     size = Path(path).stat().st_size if Path(path).exists() else 0
     length = _length(path, _bytes(path, most=32), size)
-    rows, metadata = _header(path, _bytes(path, most=8 + length)[8:])
+    text = _bytes(path, most=8 + length)[8:]
+    # As Python's objects a header of many empty lists is thirty times its text; real ones have their tensors.
+    objects = text.count(b"[") + text.count(b"{")
+    if _OBJECT * objects > 2 * size + _ROOM:
+        raise FormatError(
+            path,
+            found=f"a header of {objects} objects in a file of {size} bytes",
+            wanted="a header that is small beside its tensors",
+            remedy=AGAIN,
+        )
+    rows, metadata = _header(path, text)
     _check_tensors(path, rows, size - 8 - length)
     return rows, metadata
 

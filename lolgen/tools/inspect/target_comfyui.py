@@ -54,27 +54,32 @@ def for_comfyui(source: Source, alphas: dict[str, float]) -> list[Finding]:
 
 def _comfy_scales(source: Source, alphas: dict[str, float], gone: set[str]) -> list[Finding]:
     """Where the multiplier, alpha / rank or 1 without an alpha, is not the scale that the file means."""
-    if source.lora is None:
-        return []
     wrong: dict[str, float] = {}
     for path, m in source.modules.items():
-        name = path if common.is_kohya_key(f"{path}.") else names.with_component(path)
-        name = name if name in source.lora.spec else path.removeprefix(peft.PREFIX)
-        if path in gone or not m.rank or name not in source.lora.spec:
+        meant = _meant(source, path, alphas)
+        if path in gone or not m.rank or not meant:
             continue
         multiplier = (alphas[path] / m.rank) if path in alphas else 1.0
-        meant = source.lora[name].scale
-        if meant and abs(multiplier / meant - 1) > 1e-3:
+        if abs(multiplier / meant - 1) > 1e-3:
             wrong[path] = multiplier / meant
     if not wrong:
         return []
     low, high = min(wrong.values()), max(wrong.values())
     factor = f"{low:.4g}" if math.isclose(low, high, rel_tol=1e-3) else f"{low:.4g} to {high:.4g}"
     text = (
-        f"{len(wrong)} modules come out {factor} times as strong: without .alpha tensors the multiplier is 1, and "
-        "adapter_config.json and the header are not read"
+        f"{len(wrong)} modules come out {factor} times as strong: the multiplier is alpha / rank of .alpha tensors, "
+        "1 without one; adapter_config.json and the header are not read"
     )
     return [Finding("comfyui", SCALES, text, tuple(wrong))]
+
+
+def _meant(source: Source, path: str, alphas: dict[str, float]) -> float | None:
+    """The scale that the file means for a module; None where that is not known."""
+    if common.is_kohya_key(f"{path}.x"):
+        rank = source.modules[path].rank
+        return alphas[path] / rank if rank and alphas.get(path) else 1.0  # 0 means the rank
+    name = names.with_component(path)
+    return source.lora[name].scale if source.lora is not None and name in source.lora.spec else None
 
 
 def _comfy_knows(m: RawModule, source: Source) -> bool:

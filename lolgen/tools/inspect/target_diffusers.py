@@ -115,10 +115,9 @@ def _diffusers_encoders(source: Source) -> list[Finding]:
     encoders: dict[str, dict[str, str]] = {}
     for path, m in source.modules.items():
         match = _ENCODER.match(path)
-        if match and m.method == "lora" and re.search(r"encoder.layers", path):
-            encoders.setdefault(_component(path), {})[path] = _spelling(
-                path, next(k for p, k in m.parts.items() if p in "AB")
-            )
+        key = m.parts.get("A") or m.parts.get("B")
+        if match and key and m.method == "lora" and re.search(r"encoder.layers", path):
+            encoders.setdefault(_component(path), {})[path] = _spelling(path, key)
     results = []
     for spelled in encoders.values():
         found = set(spelled.values())

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, evaluate, generate, inspect, predict, search
+from lolgen.commands import compare, convert, evaluate, generate, inspect, predict, search
 from lolgen.errors import LolgenError
 
 COMMANDS = (
@@ -14,6 +14,7 @@ COMMANDS = (
     predict,
     inspect,
     compare,
+    convert,
     search,
     evaluate,
 )

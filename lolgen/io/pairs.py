@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lolgen import gl
 from lolgen.errors import FormatError
-from lolgen.io.names import natural, with_component
+from lolgen.io import fused
+from lolgen.io.names import natural, pending, with_component
 from lolgen.io.safetensors_file import Path_, finite, not_finite
 from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 
@@ -72,26 +73,43 @@ def build(
 ) -> LoRA:
     """The LoRA of what was collected, modules in natural order of their names, or in the order of `modules`.
 
-    A Spec as `modules` also decides what the shapes leave open: a 1x1 conv stored as a matrix.
+    A Spec as `modules` also decides what the shapes leave open: a 1x1 conv stored as a matrix. Pending modules
+    are taken apart (`lolgen.io.fused.split`), with their extras.
     """
     specs: dict[str, ModuleSpec] = {}
     factors: dict[str, Factors] = {}
-    for name in sorted(collected, key=natural):
-        specs[name], B, A = _pair(file, name, collected[name])
-        factors[name] = Factors(B, A, collected[name].scale)
+    origin: dict[str, str] = {}  # a key of each module's pair, for errors
+    for name, halves in collected.items():
+        spec, B, A = _pair(file, name, halves)
+        key = next(iter(halves.parts.values()))[0]
+        found = {name: (spec, Factors(B, A, halves.scale))}
+        if pending(name):
+            found = fused.split(file, spec, found[name][1], extras)
+        for ours, (spec, pair) in found.items():
+            if ours in specs:
+                raise FormatError(
+                    file,
+                    key=key,
+                    found=f"a second pair for module {ours} beside {origin[ours]!r}",
+                    wanted="one adapter, one spelling of each module",
+                    remedy="save each adapter to its own file",
+                )
+            specs[ours], factors[ours], origin[ours] = spec, pair, key
+    specs = {name: specs[name] for name in sorted(specs, key=natural)}
     if modules is not None:
-        specs = _on_base(file, collected, specs, modules)
+        specs = on_base(file, origin, specs, modules)
     return LoRA(Spec(tuple(specs.values())), factors, metadata, extras)
 
 
-def _on_base(
-    file: Path_, collected: Collected, specs: dict[str, ModuleSpec], modules: Modules
+def on_base(
+    file: Path_, origin: dict[str, str], specs: dict[str, ModuleSpec], modules: Modules
 ) -> dict[str, ModuleSpec]:
+    """The specs of what the base has, in its order; FormatError for a module or a shape that it does not have."""
     base = {m.name: m for m in modules} if isinstance(modules, Spec) else {}
     order = [with_component(m) if isinstance(m, str) else m.name for m in modules]
     known = set(order)
     for name, module in specs.items():
-        key = next(iter(collected[name].parts.values()))[0]
+        key = origin[name]
         if name not in known:
             raise FormatError(
                 file,

@@ -33,7 +33,7 @@ from train import fuzz_files
 
 SECONDS = 2.0
 """Longest that one file may take; a good one of this size takes a few milliseconds."""
-TIMES, ROOM = 3, 8 << 20
+TIMES, ROOM = 3, 24 << 20
 """Most memory that Python may take: so many times the file, and this many bytes."""
 ADDRESS_SPACE = 3 << 30
 """What torch and everything else may map in the child beyond what its imports did, in bytes."""

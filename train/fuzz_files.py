@@ -171,7 +171,13 @@ def lying_header(rng: Rng, folder: Path) -> Path:
         data = _again(data)
     if rng.random() < 0.1:
         deep = rng.choice((b"[", b'{"a":')) * rng.choice((100, 10_000, 200_000))
-        data = struct.pack("<Q", len(deep)) + deep
+        wide = (
+            b'{"a":['
+            + rng.choice((b"[],", b"{},", b"0,", b'"",')) * rng.choice((1000, 60_000, 500_000))
+            + b"0]}"
+        )
+        data = rng.choice((deep, wide))
+        data = struct.pack("<Q", len(data)) + data
     return _write(folder, data)
 
 

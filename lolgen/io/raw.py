@@ -121,6 +121,24 @@ class RawModule:
         return None
 
     @property
+    def numbers_as_lora(self) -> int | None:
+        """Elements of the LoRA that a LoHa or LoKr module is exactly (rank r1 r2); None for other methods."""
+        out, in_ = self.size
+        get = self.shapes.get
+        if out is None or in_ is None or self.method not in ("loha", "lokr"):
+            return None
+        ranks = 1
+        for i in "12":
+            core = get(f"hada_t{i}") or get(f"lokr_t{i}")
+            if self.method == "loha":
+                ranks *= _at(core, 0) or _at(get(f"hada_w{i}_b"), 0) or 1
+            else:
+                whole = get(f"lokr_w{i}")
+                ranks *= min(whole[0], prod(whole[1:])) if whole else _at(get(f"lokr_w{i}_b"), 0) or 1
+        kernels = [s[2:] for s in self.shapes.values() if len(s) > 2]
+        return ranks * (out + in_ * max(map(prod, kernels), default=1))
+
+    @property
     def numbers(self) -> int:
         """Elements of all its tensors."""
         return sum(prod(s) for s in self.shapes.values())

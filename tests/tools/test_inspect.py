@@ -90,15 +90,42 @@ def loha() -> dict[str, Tensor]:
     return made | {f"{at}.alpha": torch.tensor(4.0)}
 
 
-def test_what_is_no_lora_is_still_inspected(tmp_path: Path) -> None:
+def test_what_becomes_a_lora_is_looked_at_as_one(tmp_path: Path) -> None:
+    """LoHa of rank 4 is a LoRA of rank 16, and the report says both."""
     save_file(loha(), tmp_path / "loha.safetensors", {"ss_network_module": "lycoris.kohya"})
-    report = inspect(tmp_path / "loha.safetensors")
-    assert report["kind"] == "adapter" and not report["loads"]
-    assert report["method"].startswith("LoHa") and any("not a LoRA" in v for v in report["variants"])
-    assert "LoHa" in report["reason"] and "loha.safetensors:" not in report["reason"]
+    report = inspect(tmp_path / "loha.safetensors", modules=True)
+    assert report["kind"] == "adapter" and report["loads"]
+    assert report["method"].startswith("LoHa") and any("exactly" in v for v in report["variants"])
     assert report["family"]["name"] == "sd1" and report["modules"]["ranks"] == {"4": 1}
+    tensors = loha()
+    wanted = torch.ones(())
+    for i in "12":
+        parts = [next(t for k, t in tensors.items() if k.endswith(f"hada_w{i}_{h}")) for h in "ab"]
+        wanted = wanted * (parts[0] @ parts[1])
+    (row,) = report["module_rows"]
+    assert row["rank"] == 16 and row["norm"] == pytest.approx(float(wanted.norm()), rel=1e-5)
     assert not report["targets"]["diffusers"]["loads"] and report["targets"]["comfyui"]["loads"]
     assert report["metadata"]["summary"]["network"] == "lycoris.kohya"
+
+
+BIG = {f"lora_unet_x.hada_w{i}_a": torch.ones(600, 300) for i in "12"}
+BIG |= {f"lora_unet_x.hada_w{i}_b": torch.ones(300, 600) for i in "12"}
+
+
+@pytest.mark.parametrize("method, tensors", [
+    ("OFT", {"lora_unet_conv_in.oft_blocks": torch.ones(2, 4, 4), "lora_unet_conv_in.alpha": torch.ones(())}),
+    ("LoHa", BIG),
+    ("(IA)^3", {"lora_unet_conv_in.weight": torch.ones(4), "lora_unet_conv_in.on_input": torch.ones(1)}),
+    ("VeRA", {"base_model.vera_A": torch.ones(4, 4), "base_model.model.a.vera_lambda_b": torch.ones(4)}),
+])  # fmt: skip
+def test_what_is_no_lora_is_still_inspected(method: str, tensors: dict[str, Tensor], tmp_path: Path) -> None:
+    """What has no factor pairs, and LoHa that as a LoRA would be hundreds of times as large."""
+    save_file(tensors, tmp_path / "x.safetensors")
+    report = inspect(tmp_path / "x.safetensors")
+    assert report["kind"] == "adapter" and not report["loads"] and report["method"].startswith(method)
+    assert any("not a LoRA" in v for v in report["variants"])
+    assert report["reason"] and "x.safetensors:" not in report["reason"]
+    assert report["health"]["not_finite"]["count"] == 0 and report["modules"]["count"] >= 1
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora", "corda"])

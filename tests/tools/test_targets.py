@@ -272,7 +272,9 @@ def test_comfyui_reads_no_config(tmp_path: Path) -> None:
     assert [f.effect for f in found] == [SCALES] and "2 times as strong" in found[0].text
     assert found[0].modules == (path,)
     assert said(tmp_path, kohya(to_q=2.0), "comfyui") == []
-    (found,) = said(tmp_path, kohya(to_q=0.0), "comfyui")  # alpha 0 is the rank to kohya, and nothing to ComfyUI
+    (found,) = said(
+        tmp_path, kohya(to_q=0.0), "comfyui"
+    )  # alpha 0 is the rank to kohya, and nothing to ComfyUI
     assert found.effect == SCALES and "0 times" in found.text and found.modules == (f"{K}_attn1_to_q",)
 
 

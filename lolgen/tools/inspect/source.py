@@ -16,6 +16,8 @@ from lolgen.io import family, peft, raw
 from lolgen.io import safetensors_file as stf
 from lolgen.lora import LoRA
 
+GROWTH = 8
+"""How many times a LoHa or LoKr file may grow when it is looked at as a LoRA."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _MODEL = ("model_index.json", "config.json")
 _NOT_ADAPTERS = ("optimizer", "scheduler", "training_args", "rng_state", "scaler")
@@ -81,11 +83,23 @@ def open_source(path: str | Path, *, load: bool = True) -> Source:
     try:
         source.format = io.detect(place if place.is_file() or not _model_file(place) else file)
         if load:
+            _check_growth(source)
             source.lora = io.load(place)
     except LolgenError as error:
         text = str(error)
         source.reason = text.removeprefix(f"{getattr(error, 'file', '')}: ")  # the report has the path
     return source
+
+
+def _check_growth(source: Source) -> None:
+    """FormatError for LoHa and LoKr that as LoRAs, which `io.load` makes of them, would be many times the file."""
+    found = sum(m.numbers_as_lora or 0 for m in source.modules.values())
+    if found > GROWTH * sum(m.numbers for m in source.modules.values()) + (1 << 22):
+        raise FormatError(
+            source.file, found=f"{raw.METHODS[source.method]} that as a LoRA would be {found} numbers",
+            wanted=f"at most {GROWTH} times the file's own, to look at it as a LoRA",
+            remedy="make a smaller one: lolgen convert --rank",
+        )  # fmt: skip
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -34,7 +34,12 @@ def variants(source: Source) -> list[str]:
     """Sentences, most telling first; empty for a plain LoRA."""
     found = []
     if source.method not in ("lora", "full", "unknown"):
-        found.append(f"{METHODS[source.method]}: not a LoRA, its delta W is no product of two factors")
+        what = (
+            "looked at as the LoRA, of a higher rank, that it is exactly"
+            if source.lora is not None
+            else "not a LoRA, its delta W is no product of two factors"
+        )
+        found.append(f"{METHODS[source.method]}: {what}")
     config = _config(source)
     kind = config.get("peft_type")
     if isinstance(kind, str) and kind not in ("LORA", source.method.upper()):

@@ -21,7 +21,15 @@ PARTS: dict[str, int] = {"top": 3, "glasses": 2, "beard": 2, "hat_color": 2, "br
 """Part -> number of its drawings (fields of `pictures.Identity`)."""
 _NAMES = tuple(pictures.ATTRIBUTES)
 _TOPS = pictures.ATTRIBUTES["top"]
-IDENTITY = sum(WIDTHS) + 3 * (len(_TOPS) - 1) + 2 + 2 + 2 + 2
+DRAWINGS: tuple[tuple[str, str, str | None, int], ...] = (
+    *(("top", "top", value, 3) for value in _TOPS if value != "bald"),
+    ("glasses", "glasses", "yes", 2),
+    ("beard", "beard", "yes", 2),
+    ("hat_color", "top", "hat", 2),
+    ("brows", "", None, 2),
+)
+"""(part, attribute, value that shows it, number of drawings) in the order of the condition; brows always show."""
+IDENTITY = sum(WIDTHS) + sum(count for *_, count in DRAWINGS)
 """Length of the leading part: indicators of attributes and of drawings."""
 LENGTH = IDENTITY + len(pictures.SUBJECTS) + 1
 """C, the length of a condition vector."""

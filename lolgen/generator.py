@@ -126,26 +126,38 @@ class Generator:
 
         The same request, seed and rank give the same LoRA, whatever else is in the call.
         """
-        if subject not in pictures.SUBJECTS:
-            raise LolgenError(f"unknown subject {subject!r}; valid subjects: {', '.join(pictures.SUBJECTS)}")
-        if not 1 <= rank <= 64:
-            raise LolgenError(f"rank: found {rank}, wanted 1 to 64")
         marginals = [torch.tensor(p) for p in self.settings["marginals"]]
         full, loras = [], []
         for request, seed in zip(requests, seeds, strict=True):
             g = torch.Generator().manual_seed(int(seed))
             attributes = complete(pictures.check_attributes(request), marginals, g)
-            labels = torch.tensor([pictures.labels(attributes)])
-            c = conditions(
-                labels,
-                torch.tensor([sample_parts(g)]),
-                torch.tensor([pictures.SUBJECTS.index(subject)]),
-                torch.tensor([self.settings["strength"]]),
-            )
-            gain = options.get("gain")
-            rest = {k: v for k, v in options.items() if k != "gain"}
-            batch = gl.canonical_batch(self.decode(self.latents(c, g, **rest), gain))
-            lora = (gl.truncate_batch(batch, rank) if rank < RANK else batch).unstack()[0]
-            loras.append(gl.resize(lora, rank) if rank > RANK else lora)
+            loras.append(self.person(attributes, sample_parts(g), g, rank=rank, subject=subject, **options))
             full.append(attributes)
         return loras, full
+
+    @torch.no_grad()
+    def person(
+        self,
+        attributes: Mapping[str, str],
+        parts: Sequence[int],
+        generator: torch.Generator,
+        *,
+        rank: int = RANK,
+        subject: str = pictures.SUBJECTS[0],
+        gain: float | None = None,
+        **options: Any,
+    ) -> LoRA:
+        """A LoRA of somebody with all these attributes and drawings (in the order of `conditions.PARTS`)."""
+        if subject not in pictures.SUBJECTS:
+            raise LolgenError(f"unknown subject {subject!r}; valid subjects: {', '.join(pictures.SUBJECTS)}")
+        if not 1 <= rank <= 64:
+            raise LolgenError(f"rank: found {rank}, wanted 1 to 64")
+        c = conditions(
+            torch.tensor([pictures.labels(attributes)]),
+            torch.tensor([list(parts)]),
+            torch.tensor([pictures.SUBJECTS.index(subject)]),
+            torch.tensor([self.settings["strength"]]),
+        )
+        batch = gl.canonical_batch(self.decode(self.latents(c, generator, **options), gain))
+        lora = (gl.truncate_batch(batch, rank) if rank < RANK else batch).unstack()[0]
+        return gl.resize(lora, rank) if rank > RANK else lora

@@ -187,10 +187,11 @@ def procrustes(U: Tensor, V: Tensor, U0: Tensor, V0: Tensor) -> Tensor:
 
     Q is a gauge (g = Q^T), so delta W stays. Leading dimensions broadcast.
     """
-    return _polar(U.double().mT @ U0.double() + V.double().mT @ V0.double()).to(U.dtype)
+    return polar(U.double().mT @ U0.double() + V.double().mT @ V0.double()).to(U.dtype)
 
 
-def _polar(M: Tensor) -> Tensor:
+def polar(M: Tensor) -> Tensor:
+    """The orthogonal factor of square M (..., r, r): the orthogonal matrix nearest to it."""
     X, _, Yh = torch.linalg.svd(M)
     return X @ Yh
 
@@ -264,7 +265,7 @@ def procrustes_batch(batch: Batch, target: Batch) -> list[Tensor]:
         M = b.U.double().mT @ U0 + b.V.double().mT @ V0
         # The identity in the padded block keeps a rank-deficient module from rotating into it.
         M = M * (inside[..., None] & inside[..., None, :]) + torch.diag_embed((~inside).double())
-        found.append(_polar(M).to(b.U.dtype))
+        found.append(polar(M).to(b.U.dtype))
     return found
 
 

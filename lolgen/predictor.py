@@ -57,16 +57,24 @@ class Predictor(Pretrained):
         self.members = nn.ModuleList(_Member(c, total) for _ in range(c.members))
         self.temperature = nn.Buffer(torch.ones(2, len(self.counts)))
 
+    def words(self, batch: Batch) -> Tensor:
+        """(N,) index of the rare word that each LoRA answers to: the one with the larger response."""
+        return self._answers(batch).square().sum(2).argmax(1)
+
     def responses(self, batch: Batch) -> Tensor:
         """Unit responses to the LoRA's own word, (N, tokens * sum of out); GL-invariant."""
+        y = self._answers(batch)
+        word = y.square().sum(2).argmax(1)
+        return normalize(y[torch.arange(len(y)), word].to(self.centre.dtype), dim=1)
+
+    def _answers(self, batch: Batch) -> Tensor:
+        """Responses to every word, (N, words, tokens * sum of out)."""
         self.require(batch.spec)
         found = []
         for group in batch.groups:
             low = torch.einsum("nmir,wti->nmrwt", group.V, self.directions.to(group.V.dtype))
             found.append(torch.einsum("nmor,nmrwt->nwmot", group.U, low).flatten(2))
-        y = torch.cat(found, 2)  # (N, words, F)
-        word = y.square().sum(2).argmax(1)
-        return normalize(y[torch.arange(len(y)), word].to(self.centre.dtype), dim=1)
+        return torch.cat(found, 2)  # (N, words, F)
 
     def logits(self, responses: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Raw scores (N, C) of the ridge, and of each member."""

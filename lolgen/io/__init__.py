@@ -2,7 +2,8 @@
 
 The format is found by content, never by name. Scales: what is loaded keeps the file's scale beside the
 factors; what is saved has it inside them, with alpha = rank, which every reader understands alike.
-Names, see `lolgen.io.names`; unknown tensors are the LoRA's `extras`, header strings its `metadata`.
+Names, see `lolgen.io.names`, and `lolgen.io.families` for those of other programs. Unknown tensors are the LoRA's
+`extras`, header strings its `metadata`.
 """
 
 from __future__ import annotations

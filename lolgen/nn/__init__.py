@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from lolgen.nn.coordinates import Block, Coordinates
 from lolgen.nn.decoder import Decoder, DecoderConfig
 from lolgen.nn.directions import principal_directions, right_inverse
 from lolgen.nn.encoder import Encoder, EncoderConfig
+from lolgen.nn.familiarity import Familiarity, FamiliarityConfig
 from lolgen.nn.flowfield import VelocityField, VelocityFieldConfig
 from lolgen.nn.glnet import GLNet, GLNetConfig
 from lolgen.nn.heads import Heads, HeadsConfig
@@ -17,10 +19,14 @@ from lolgen.nn.template import Template, TemplateConfig, word_groups
 from lolgen.nn.tokens import ModuleLinear, ModuleNet
 
 __all__ = [
+    "Block",
+    "Coordinates",
     "Decoder",
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "Familiarity",
+    "FamiliarityConfig",
     "GLLinear",
     "GLMix",
     "GLNet",

@@ -124,7 +124,7 @@ def convert(
         fused=fused,
         dropped=dropped,
         header_left=sorted(k for k in source.metadata if k not in again.metadata),
-        notes=_notes(lora, to, several),
+        notes=_notes(lora, again, to, several),
     )
 
 
@@ -151,11 +151,8 @@ def cannot_hold(path: str | os.PathLike[str], lora: LoRA, to: str, *, same: bool
     if len(found) == len(lora):
         _nothing_held(path, lora, to, found)
     for key in lora.extras:
-        why = (
-            found.get(_owner(key, lora), "")
-            if _owner(key, lora)
-            else _place(key, to, same, len(together) == 1)
-        )
+        owner = _owner(key, lora)
+        why = found.get(owner, "") if owner else _place(key, to, same, len(together) == 1)
         if key.endswith(f".{keys.BIAS}") and to == "kohya":
             why = "a bias beside lora_B"
         if why:
@@ -171,6 +168,8 @@ def _owner(key: str, lora: LoRA) -> str:
 
 def _place(key: str, to: str, same: bool, one_model: bool) -> str:
     """Why a tensor that belongs to no module has no place in a file of format `to`, or ""."""
+    if to == "peft" and not one_model and names.component(key) is None:
+        return "a tensor of none of the components, which get a folder each"
     if same or (to == "peft" and one_model and key.startswith("base_model.")):
         return ""
     if key.endswith(".dora_scale"):
@@ -242,8 +241,12 @@ def _truncate(
     return lora.replace(factors), Error((total / size) ** 0.5 if size else 0.0, worst, errors[worst])
 
 
-def _notes(lora: LoRA, to: str, several: bool) -> list[str]:
+def _notes(lora: LoRA, again: LoRA, to: str, several: bool) -> list[str]:
     notes = []
+    zero = [n for n in lora.names if n not in again.spec]
+    if zero:
+        some = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+        notes.append(f"zero in a fused module is the same as missing, and is read back so: {some}")
     if several:
         notes.append("one PEFT folder a component: PeftModel.from_pretrained(pipe.unet, OUT/unet) and so on")
     if any(k.endswith(keys.MAGNITUDE) for k in lora.extras):

@@ -231,6 +231,24 @@ def test_biases_embeddings_and_full_tensors(tmp_path: Path) -> None:
     assert not report.dropped and set(io.load(tmp_path / "p").extras) == set(lora.extras)
 
 
+def test_a_zero_part_of_a_fused_module_is_said(tmp_path: Path) -> None:
+    lora = lora_of("flux")
+    name = "transformer.transformer_blocks.0.attn.to_k"
+    lora[name].B.zero_()
+    report = convert(put(lora, tmp_path, "one", "diffusers", "flux"), tmp_path / "two.safetensors", "kohya")
+    assert report.modules == len(lora) - 1 and report.error.worst_relative <= 1e-6
+    assert any(name in note and note.startswith("zero in a fused module") for note in report.notes)
+
+
+def test_a_tensor_of_no_component(tmp_path: Path) -> None:
+    lora = lora_of("sd1")
+    lora.extras["x"] = torch.ones(2)
+    file = io.save(lora, tmp_path / "one.safetensors", "diffusers")
+    with pytest.raises(FormatError, match="key 'x'.*none of the components"):
+        convert(file, tmp_path / "two", "peft")
+    assert convert(file, tmp_path / "two", "peft", drop=True).dropped.keys() == {"x"}
+
+
 def test_full_tensors_of_several_components_stay_apart(tmp_path: Path) -> None:
     key = "base_model.model.head.weight"
     for i, part in enumerate(("unet", "text_encoder")):
@@ -292,6 +310,19 @@ def test_the_command_for_people(tmp_path: Path, capsys: Any) -> None:
     assert "fused: 6 modules" in text
     assert "note: stock diffusers (0.42) applies no kohya module outside the blocks" in text
     assert "header entries left behind: lora_adapter_metadata" in text
+
+
+def test_the_command_lists_what_it_leaves_out(tmp_path: Path, capsys: Any) -> None:
+    file = write(tmp_path / "x.safetensors", pair(Q) | pair("lora_unet_own_layer"))
+    args = ["convert", str(file), "--to", "diffusers", "-o", str(tmp_path / "out")]
+    assert main(args) == 2
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1 and "lora_unet_own_layer" in text and "--drop" in text
+    assert main([*args, "--drop"]) == 0
+    assert (
+        "left out: lora_unet_own_layer (a kohya name that no module table explains)"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_command_for_machines(tmp_path: Path, capsys: Any) -> None:

@@ -1,0 +1,33 @@
+"""What users do with LoRAs, in one place: generate, edit, mix, invert, predict, compare. The CLI and the demos call it.
+
+from lolgen import pipeline
+made = pipeline.generate({"hair_color": "red", "glasses": "yes"}, "out/red", seed=0)
+pipeline.edit("out/red", {"beard": "yes"}, "out/bearded")["attributes"]["beard"]["after"]
+pipeline.predict(["out/red"])[0]["attributes"]["glasses"]      # {"value": "yes", "probability": 0.99, ...}
+"""
+
+from __future__ import annotations
+
+from lolgen.pipeline.drawing import draw_change, draw_preview, draw_rows
+from lolgen.pipeline.editing import edit, mix
+from lolgen.pipeline.making import generate, invert, sample
+from lolgen.pipeline.models import MODEL, load_editor, load_generator, load_imager, load_predictor
+from lolgen.pipeline.reading import compare, predict
+
+__all__ = [
+    "MODEL",
+    "compare",
+    "draw_change",
+    "draw_preview",
+    "draw_rows",
+    "edit",
+    "generate",
+    "invert",
+    "load_editor",
+    "load_generator",
+    "load_imager",
+    "load_predictor",
+    "mix",
+    "predict",
+    "sample",
+]

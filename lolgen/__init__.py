@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lolgen.errors import AttributeValueError, FormatError, LolgenError, ShapeError, SpecError
     from lolgen.lora import Batch, Factors, Group, LoRA, ModuleSpec, Spec
+    from lolgen.pipeline import compare, edit, generate, invert, mix, predict, sample
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,13 @@ _WHERE = {
     "ShapeError": "errors",
     "Spec": "lora",
     "SpecError": "errors",
+    "compare": "pipeline",
+    "edit": "pipeline",
+    "generate": "pipeline",
+    "invert": "pipeline",
+    "mix": "pipeline",
+    "predict": "pipeline",
+    "sample": "pipeline",
 }
 _MODULES = ("errors", "gl", "io", "lora", "metrics", "nn", "testing")
 
@@ -42,6 +50,13 @@ __all__ = [
     "Spec",
     "SpecError",
     "__version__",
+    "compare",
+    "edit",
+    "generate",
+    "invert",
+    "mix",
+    "predict",
+    "sample",
 ]
 
 

@@ -6,11 +6,27 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, convert, evaluate, generate, inspect, predict, search
+from lolgen.commands import (
+    compare,
+    convert,
+    edit,
+    evaluate,
+    generate,
+    inspect,
+    invert,
+    mix,
+    predict,
+    sample,
+    search,
+)
 from lolgen.errors import LolgenError
 
 COMMANDS = (
     generate,
+    sample,
+    edit,
+    mix,
+    invert,
     predict,
     inspect,
     compare,

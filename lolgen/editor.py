@@ -22,7 +22,7 @@ from torch import Tensor
 from lolgen import flow, gl, metrics, pictures
 from lolgen.conditions import DRAWINGS, PARTS, WIDTHS, conditions
 from lolgen.errors import LolgenError, SpecError
-from lolgen.frame import in_frame_batch
+from lolgen.framing import in_frame_batch
 from lolgen.generator import RANK, Generator, beside
 from lolgen.lora import Batch, Group
 from lolgen.nn import Block, Coordinates, Familiarity, Latent

@@ -1,12 +1,12 @@
 """Fit and tune the editor of a zoo: what is like the zoo, and how far an edit moves each attribute.
 
     python -m train.editor_train                     # 5 min on one core; familiarity and editor.json of the model
-    python -m train.editor_train --rivals lolgen/tasks/editors.json     # 15 min; the factors of the rivals
+    python -m train.editor_train --rivals lolgen/tasks/rivals.json     # 15 min; the factors of the rivals
     python -m train.editor_train --recipe smoke --model ...
 
 Everything is chosen on validation LoRAs by the second reader (checkpoints/selector.safetensors): the probe and the
-test LoRAs take no part. For every attribute the reach with the largest success minus collateral is kept. The rivals of
-`lolgen eval edit` are tuned in the same way.
+test LoRAs take no part. For every attribute the smallest reach is kept whose success minus collateral is near the
+best. The rivals of `lolgen eval edit` are tuned in the same way.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from lolgen.precision import bf16_matmuls
 from lolgen.predictor import Predictor
 from lolgen.probe import Probe
 from lolgen.tasks.editing import NAMES, EditSystem, at, judge, make_edit_cases, pictures_of
-from lolgen.tasks.editors import along, class_mean_weights, ridge_weights, w2w_weights
+from lolgen.tasks.editors import RIVALS, along
 from lolgen.zoo.zoo import Zoo
 from train.generator_train import moments_of
 
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {
-        "loras": 60,
-        "seeds": [0, 1],
+        "loras": 100,
+        "seeds": [0],
         "reach": [1.0, 1.25, 1.5, 1.75],
         "rivals": [0.75, 1.0, 1.25, 1.5, 2.0],
     },
@@ -85,8 +85,8 @@ def main() -> None:
         )[0]
 
     def tuned(make: EditSystem | None, grid: list[float], label: str) -> dict[str, float]:
-        """Attribute -> the factor of the grid with the largest success minus collateral."""
-        best: dict[str, tuple[float, float]] = {}
+        """Attribute -> the smallest factor of the grid whose success minus collateral is within .01 of the best."""
+        scores: dict[str, list[tuple[float, float]]] = {n: [] for n in NAMES}
         for value in tqdm(grid, desc=label, mininterval=1):
             system, strength = (lolgen(value), 1.0) if make is None else (make, value)
             edited: Batch = system(at(loras, cases), cases, strength)
@@ -97,14 +97,12 @@ def main() -> None:
                 part = judged[torch.tensor([c.attribute == name for c in cases])]
                 score = float((part.success - part.collateral).mean()) if len(part.success) else 0.0
                 tqdm.write(f"  {name}: {part.figures()}")
-                if name not in best or score > best[name][0] + 1e-9:
-                    best[name] = score, value
-        return {n: value for n, (_, value) in best.items()}
+                scores[name].append((score, value))
+        return {n: min(v for x, v in found if x >= max(found)[0] - 0.01) for n, found in scores.items()}
 
     if args.rivals:
-        rivals = {"w2w": w2w_weights(), "ridge": ridge_weights(), "class_means": class_mean_weights}
         factors = {
-            n: tuned(along(w, train, held, familiarity), recipe["rivals"], n) for n, w in rivals.items()
+            n: tuned(along(w, train, held, familiarity), recipe["rivals"], n) for n, w in RIVALS.items()
         }
         atomic.write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())
         return

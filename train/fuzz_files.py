@@ -39,7 +39,7 @@ PAIRS = (
     ("lora_embedding_A", "lora_embedding_B"), ("lora.down.weight", "lora.up.weight"),
     ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
 )  # fmt: skip
-ODD_NUMBERS = (0, 1, -1, 2**31, 2**63, 2**64, 10**30, -(2**63), 1e308, -0.0, 1.5, True, None, "4", [], {}, float("nan"),
+ODD_NUMBERS: tuple[Any, ...] = (0, 1, -1, 2**31, 2**63, 2**64, 10**30, -(2**63), 1e308, -0.0, 1.5, True, None, "4", [], {}, float("nan"),
                float("inf"))  # fmt: skip
 METADATA = (
     "ss_base_model_version", "ss_network_dim", "ss_tag_frequency", "ss_training_started_at", "modelspec.architecture",
@@ -158,13 +158,13 @@ def lying_header(rng: Rng, folder: Path) -> Path:
         elif field == "extra":
             row[rng.choice(("dtype", "x", "shape"))] = rng.choice(ODD_NUMBERS)
         elif field == "all":
-            rows[rng.choice(list(rows))] = rng.choice(ODD_NUMBERS)  # type: ignore[assignment]
+            rows[rng.choice(list(rows))] = rng.choice(ODD_NUMBERS)
             break
         elif isinstance(row.get(field), list) and row[field]:
             row[field][rng.randrange(len(row[field]))] = rng.choice(ODD_NUMBERS)
         else:
             row[field] = rng.choice(([0, 4], [4, 0], [0, 2**63], [[0, 4]], "0", [0] * 1000, [1] * 70))
-    metadata = rng.choice((None, {}, {"a": 1}, [], "x", {"a": None}, {"k": "v" * 10_000}, {"": ""}))
+    metadata: Any = rng.choice((None, {}, {"a": 1}, [], "x", {"a": None}, {"k": "v" * 10_000}, {"": ""}))
     length = None if rng.random() < 0.8 else rng.choice((0, 1, 7, 2**31, 2**63, 2**64 - 1, len(body)))
     data = container(rows, body, metadata, length)
     if rng.random() < 0.2:  # a key twice, which no dict can hold

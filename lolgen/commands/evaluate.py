@@ -9,7 +9,7 @@ from lolgen.commands.common import Subparsers
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
-    p.add_argument("what", choices=["generate", "predict"])
+    p.add_argument("what", choices=["generate", "predict", "edit", "invert"])
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     p.add_argument("--zoo", help="folder of the zoo (default: the shipped faces)")
@@ -24,6 +24,15 @@ def run(args: argparse.Namespace) -> int:
         from lolgen.tasks.generate import evaluate
 
         print(evaluate(zoo, args.out, quick=args.quick))
+    elif args.what == "edit":
+        from lolgen import pipeline
+        from lolgen.tasks.edit_report import evaluate as evaluate_edits
+
+        print(evaluate_edits(zoo, args.out, edit_file=pipeline.edit, quick=args.quick))
+    elif args.what == "invert":
+        from lolgen.tasks.invert import evaluate as evaluate_inversion
+
+        print(evaluate_inversion(zoo, args.out, quick=args.quick))
     else:
         from lolgen.base import Base
         from lolgen.tasks.directions import directions_of

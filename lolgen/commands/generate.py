@@ -11,6 +11,12 @@ def add(sub: Subparsers) -> None:
     p = sub.add_parser("generate", help="an adapter from attributes, without training")
     p.add_argument("--set", dest="request", type=pair, action="append", default=[], metavar="NAME=VALUE",
                    help="an attribute asked for; repeat it; what is left open is sampled")  # fmt: skip
+    add_making(p)
+    p.set_defaults(run=run)
+
+
+def add_making(p: argparse.ArgumentParser) -> None:
+    """The options of every command that makes an adapter from nothing."""
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--rank", type=int, default=4, help="1 to 64")
     p.add_argument("--format", default="peft", choices=FORMATS)
@@ -19,7 +25,6 @@ def add(sub: Subparsers) -> None:
     p.add_argument("--preview", metavar="PNG", help="draw a grid of pictures with it")
     p.add_argument("--base", help="pipeline folder or hub id to preview with (default: the embedded tiny-sd)")
     p.add_argument("--json", action="store_true")
-    p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

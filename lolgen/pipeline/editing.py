@@ -45,6 +45,10 @@ def edit(
     from lolgen.editor import changes
 
     request = pictures.check_attributes(request)
+    if not request:
+        raise LolgenError(
+            f"nothing is asked for: name an attribute (--set NAME=VALUE), of {', '.join(pictures.ATTRIBUTES)}"
+        )
     editor = load_editor(model)
     start = time.perf_counter()
     lora, format = _open(path, format, editor.generator.encoder.spec)
@@ -60,7 +64,7 @@ def edit(
     moved = [
         n for n, c in attributes.items() if n not in asked[0] and c["before"]["value"] != c["after"]["value"]
     ]
-    visible = {n: c["after"]["value"] for n, c in attributes.items()}
+    values = {n: c["after"]["value"] for n, c in attributes.items()}
     report: dict[str, Any] = {
         "adapter": str(written),
         "format": format,
@@ -72,7 +76,8 @@ def edit(
         "requested": dict(request),
         "also_set": {n: v for n, v in asked[0].items() if n not in request},
         "attributes": attributes,
-        "moved_unasked": [n for n in moved if pictures.visible(visible, n)],
+        "hidden": [n for n in values if not pictures.visible(values, n)],
+        "moved_unasked": [n for n in moved if pictures.visible(values, n)],
         "moved": round(float(metrics.relative_distance(one, edited)), 4),
         "warnings": _warnings(editor, one, before) + _carried(lora),
         "seconds": round(time.perf_counter() - start, 4),

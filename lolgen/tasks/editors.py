@@ -7,7 +7,9 @@ back to the LoRA's rank by the same truncation as lolgen. Strength 1 is what eac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -124,3 +126,17 @@ def along(
 def _subject(zoo: Zoo, case: EditCase) -> str:
     subject: str = zoo.rows[case.row]["recipe"]["subject"]
     return subject
+
+
+RIVALS: dict[str, Weights] = {
+    "w2w": w2w_weights(),
+    "ridge": ridge_weights(),
+    "class_means": class_mean_weights,
+}
+"""Name -> direction."""
+
+
+def rival_reach(name: str) -> dict[str, float]:
+    """Attribute -> the factor at which a rival's direction did best on validation (`train.editor_train --rivals`)."""
+    found: dict[str, float] = json.loads((Path(__file__).parent / "rivals.json").read_text("utf-8"))[name]
+    return found

@@ -80,17 +80,26 @@ def test_from_pictures_to_a_generator(monkeypatch, folder):
         folder / "shipped", "--out", folder / "generator", "--state", folder / "flow.safetensors",
     )  # fmt: skip
     stage(
-        monkeypatch,
-        "predictor_train",
-        "--zoo",
-        zoo,
-        "--base",
-        folder / "shipped",
-        "--out",
-        folder / "predictor",
-    )
+        monkeypatch, "predictor_train", "--zoo", zoo, "--base", folder / "shipped", "--out",
+        folder / "generator" / "predictor",
+    )  # fmt: skip
+    stage(
+        monkeypatch, "editor_train", "--recipe", "smoke", "--model", folder / "generator", "--base",
+        folder / "shipped", "--zoo", zoo,
+    )  # fmt: skip
+    stage(
+        monkeypatch, "imager_train", "--recipe", "smoke", "--out", folder / "generator" / "imager.safetensors",
+        "--state", folder / "imager.safetensors",
+    )  # fmt: skip
+    from lolgen.editor import Editor
     from lolgen.generator import Generator
+    from lolgen.imager import Imager
 
+    assert set(Editor.from_pretrained(folder / "generator").reach.values()) == {1.0}
+    assert (
+        len(Imager.load(folder / "generator" / "imager.safetensors").describe(torch.zeros(2, 3, 32, 32))[0])
+        == 2
+    )
     loras, _ = Generator.from_pretrained(folder / "generator").generate([{"glasses": "yes"}], [0])
     assert all(torch.isfinite(f.B).all() for f in loras[0].factors.values())
 

@@ -39,8 +39,10 @@ PAIRS = (
     ("lora_embedding_A", "lora_embedding_B"), ("lora.down.weight", "lora.up.weight"),
     ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
 )  # fmt: skip
-ODD_NUMBERS: tuple[Any, ...] = (0, 1, -1, 2**31, 2**63, 2**64, 10**30, -(2**63), 1e308, -0.0, 1.5, True, None, "4", [], {}, float("nan"),
-               float("inf"))  # fmt: skip
+ODD_NUMBERS: tuple[Any, ...] = (
+    0, 1, -1, 2**31, 2**63, 2**64, 10**30, -(2**63), 1e308, -0.0, 1.5, True, None, "4", [], {}, float("nan"),
+    float("inf"),
+)  # fmt: skip
 METADATA = (
     "ss_base_model_version", "ss_network_dim", "ss_tag_frequency", "ss_training_started_at", "modelspec.architecture",
     "modelspec.title", "lora_adapter_metadata", "format", "sshs_model_hash", "lolgen.io.modules", "lolgen.io.component",

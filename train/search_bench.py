@@ -1,8 +1,8 @@
 """How well and how fast `lolgen search` finds, beside the exact Gram matrix of everything, on the real zoo of faces.
 
-    python -m train.search_bench --out reports        # search.json; about 3 min on one core
+    python -m train.search_bench --out reports        # search.json; about 1 min on one core
 
-The zoo's LoRAs (2,500 of the embedded base, real ones) are written as kohya files and indexed. The truth is
+A thousand of the zoo's LoRAs (of the embedded base, real ones) are written as kohya files and indexed. The truth is
 `lolgen.metrics.gram` over all of them, which needs every LoRA in memory. Recall: of the exact nearest of a query, how
 many the search gives. Duplicates: fifty LoRAs are written again in another gauge, rank, format and in float16. The
 error of the sketch is the root mean square of (its cosine - the exact one) over pairs, for several sizes, on the zoo
@@ -60,7 +60,7 @@ def again(lora: LoRA, i: int, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--loras", type=int, default=2500)
+    parser.add_argument("--loras", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--out", type=Path, default=Path("reports"))
     args = parser.parse_args()

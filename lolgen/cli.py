@@ -13,27 +13,31 @@ from lolgen.commands import (
     edit,
     evaluate,
     generate,
+    inspect,
     invert,
     merge,
     mix,
     predict,
     resize,
     sample,
+    search,
 )
 from lolgen.errors import LolgenError
 
 COMMANDS = (
+    inspect,
+    convert,
+    resize,
+    merge,
+    diff,
+    compare,
+    search,
     generate,
     sample,
     edit,
     mix,
     invert,
     predict,
-    resize,
-    merge,
-    diff,
-    compare,
-    convert,
     evaluate,
 )
 """In the order of `lolgen --help`."""

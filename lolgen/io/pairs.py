@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 _EIGHT_BIT = (torch.float8_e4m3fn, torch.float8_e5m2)
+_ROOM = 1 << 20  # numbers that a Tucker core's product may always have
 
 Modules = Spec | Iterable[str]
 Keyed = tuple[str, Tensor]
@@ -175,7 +177,8 @@ def _pair(file: Path_, name: str, halves: Halves) -> tuple[ModuleSpec, Tensor, T
     if A.ndim < 2 or (halves.embedding and A.ndim > 2):
         raise unfit(a_key, A, "(rank, in)" if A.ndim < 2 else "(rank, embeddings)")
     if "mid" in parts:
-        A = _tucker(*parts["mid"], A, unfit)
+        mid_key, mid = parts["mid"]
+        A = _tucker(mid_key, mid.to(torch.float16) if mid.dtype in _EIGHT_BIT else mid, A, unfit)
     rank = A.shape[0]
     spatial = A.ndim - 2
     ones = (1,) * (B.ndim - 2)
@@ -193,6 +196,9 @@ def _tucker(key: str, mid: Tensor, A: Tensor, unfit: Callable[[str, Tensor, str]
     """A Tucker core (r, r', k, k) folded into the down half (r', in, 1, 1): A (r, in, k, k), exactly."""
     if mid.ndim < 3 or mid.shape[1] != A.shape[0] or any(n != 1 for n in A.shape[2:]):
         raise unfit(key, mid, f"(rank, {A.shape[0]}, k, k) to go with a 1x1 down half {tuple(A.shape)}")
+    # Ordinary kernels are 3 x 3; a stranger's file must not grow a thousandfold.
+    if mid.shape[0] * A.shape[1] * prod(mid.shape[2:]) > 16 * (mid.numel() + A.numel()) + _ROOM:
+        raise unfit(key, mid, "a core whose product with the down half is not far larger than both")
     flat = mid.double().flatten(2)  # (r, r', kk)
     folded = torch.einsum("prk,ri->pik", flat, A.double().flatten(1))
     shape = (mid.shape[0], A.shape[1], *mid.shape[2:])

@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+<<<<<<< HEAD
 from lolgen.commands import (
     compare,
     convert,
+    demo,
     diff,
     edit,
     evaluate,
@@ -25,6 +27,7 @@ from lolgen.commands import (
 from lolgen.errors import LolgenError
 
 COMMANDS = (
+    demo,
     inspect,
     convert,
     resize,

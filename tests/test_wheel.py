@@ -31,7 +31,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, copy)
-    shutil.copytree(ROOT / "lolgen", copy / "lolgen", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("lolgen", "demos"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     if (ROOT / "checkpoints").is_dir():
         shutil.copytree(ROOT / "checkpoints", copy / "checkpoints", ignore=shutil.ignore_patterns("zoos"))
     for name in ("planted/model.safetensors", "zoos/planted/0.safetensors"):
@@ -75,6 +76,22 @@ def test_holds_the_package_its_licence_and_one_command(source: Path, wheel: Path
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert {p.relative_to(source).as_posix() for p in (source / "lolgen").rglob("*.py")} <= names
     assert {n.split("/")[0] for n in names if ".dist-info/" not in n} == {"lolgen"}
+
+
+def test_holds_the_app(source: Path, wheel: Path) -> None:
+    wanted = {f"lolgen/_demos/{p.name}" for p in (source / "demos").iterdir() if p.is_file()}
+    with zipfile.ZipFile(wheel) as z:
+        assert {n for n in z.namelist() if n.startswith("lolgen/_demos/")} == wanted
+    assert {"lolgen/_demos/app.py", "lolgen/_demos/style.css", "lolgen/_demos/favicon.svg"} <= wanted
+
+
+def test_installed_elsewhere_the_app_is_found(installed: Path, tmp_path: Path) -> None:
+    """Also where a folder called `demos` lies about."""
+    (tmp_path / "demos").mkdir()
+    (tmp_path / "demos" / "app.py").write_text("raise SystemExit('the wrong app')")
+    code = "from lolgen.commands.demo import load_app; app = load_app(); print(app.__name__, app.__file__)"
+    name, file = run("-c", code, cwd=tmp_path, PYTHONPATH=str(installed)).split()
+    assert name == "lolgen._demos.app" and Path(file) == installed / "lolgen/_demos/app.py"
 
 
 def test_installed_elsewhere_finds_its_checkpoints(installed: Path, tmp_path: Path) -> None:

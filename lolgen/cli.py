@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-<<<<<<< HEAD
 from lolgen.commands import (
     compare,
     convert,

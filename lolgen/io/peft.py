@@ -91,7 +91,7 @@ def save(
             path,
             found="the path of a file",
             wanted="a folder, which is what PEFT loads",
-            remedy="choose a folder",
+            remedy="choose a folder, or a format that is one file (diffusers, kohya)",
         )
     component = _one_component(folder, lora)
     factors = pairs.baked(folder, lora, dtype)

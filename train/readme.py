@@ -43,14 +43,18 @@ def edit() -> str:
     rows = {"asked attribute changed": "success", "other attributes changed": "collateral",
             "identity (cosine)": "identity", "seconds an edit": "seconds"}  # fmt: skip
     cells = [
-        [f"{s[key]:.2g}" if key == "seconds" else f"{s[key]:.3f}" for s in systems.values()] for key in rows.values()
+        [f"{s[key]:.2g}" if key == "seconds" else f"{s[key]:.3f}" for s in systems.values()]
+        for key in rows.values()
     ]
     return table(["", *(TITLES[n] for n in systems)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
 
 
 def invert() -> str:
     systems = report("invert")["systems"]
-    rows = [[n, f"{f['attributes']:.3f}", f"{f['identity']:.3f}", f"{f['seconds']:.2g}"] for n, f in systems.items()]
+    rows = [
+        [n, f"{f['attributes']:.3f}", f"{f['identity']:.3f}", f"{f['seconds']:.2g}"]
+        for n, f in systems.items()
+    ]
     return table(["from a picture", "attributes read back", "identity (cosine)", "seconds"], rows)
 
 

@@ -8,7 +8,6 @@ No figure of those tables is typed by hand; a test holds the README to its repor
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +68,11 @@ BLOCKS = {"generate": generate, "edit": edit, "invert": invert}
 def refreshed(text: str) -> str:
     """The README with every block made again."""
     for name, make in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.S)
-        if not pattern.search(text):
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin not in text or end not in text:
             raise SystemExit(f"README.md: no block {name!r} to refresh")
-        text = pattern.sub(lambda m, made=make(): f"{m[1]}{made}\n{m[2]}", text)  # type: ignore[misc]
+        before, rest = text.split(begin, 1)
+        text = before + begin + make() + "\n" + end + rest.split(end, 1)[1]
     return text
 
 

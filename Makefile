@@ -24,10 +24,12 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/lolgen generate --set hair_color=red --set glasses=yes --seed 0 --rank 4 --format peft -o out/red --preview out/red.png --json
+	$(BIN)/lolgen generate --set hair_color=red --set glasses=yes --seed 0 --rank 4 --format peft -o out/red --preview out/red.png
+	$(BIN)/lolgen edit out/red --set beard=yes -o out/bearded --preview out/bearded.png
 	@echo
-	@echo "The adapter, generated and not trained, is the folder out/red (PEFT format);"
-	@echo "out/red.png shows what diffusers' StableDiffusionPipeline draws with it."
+	@echo "The adapters, generated and edited and not trained, are the folders out/red and out/bearded (PEFT format);"
+	@echo "out/red.png and out/bearded.png (before, after) show what diffusers' StableDiffusionPipeline draws with them."
+	@echo "The app: $(BIN)/lolgen demo"
 
 test: $(STAMP)
 	$(PYTEST) -m 'not slow'

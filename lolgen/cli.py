@@ -6,19 +6,41 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lolgen.commands import compare, demo, edit, evaluate, generate, invert, mix, predict, sample
+from lolgen.commands import (
+    compare,
+    convert,
+    demo,
+    diff,
+    edit,
+    evaluate,
+    generate,
+    inspect,
+    invert,
+    merge,
+    mix,
+    predict,
+    resize,
+    sample,
+    search,
+)
 from lolgen.errors import LolgenError
 
 COMMANDS = (
+    demo,
+    inspect,
+    convert,
+    resize,
+    merge,
+    diff,
+    compare,
+    search,
     generate,
     sample,
     edit,
     mix,
     invert,
     predict,
-    compare,
     evaluate,
-    demo,
 )
 """In the order of `lolgen --help`."""
 

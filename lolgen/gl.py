@@ -164,10 +164,12 @@ def effective_rank(
     |delta W - its truncation| / |delta W| to allow. `error=0` gives the numerical rank
     at the input's precision.
     """
-    return _ranks_needed(spectrum(U, V).double(), energy, error, torch.finfo(U.dtype).eps)
+    return ranks_needed(spectrum(U, V).double(), energy, error, torch.finfo(U.dtype).eps)
 
 
-def _ranks_needed(S: Tensor, energy: float | None, error: float | None, eps: float) -> Tensor:
+def ranks_needed(S: Tensor, energy: float | None, error: float | None, eps: float) -> Tensor:
+    """`effective_rank` from singular values (..., k), descending, (...) long; those at or below `eps` times
+    the largest count as zero."""
     if (energy is None) == (error is None):
         raise ValueError("give one of energy and error")
     if energy is not None and not 0 <= energy <= 1:
@@ -382,7 +384,7 @@ def resize(
         k = most if most is not None else f.rank
         if energy is not None or error is not None:
             eps = torch.finfo(f.B.dtype).eps
-            k = min(k, max(1, int(_ranks_needed(U.square().sum(-2), energy, error, eps))))
+            k = min(k, max(1, int(ranks_needed(U.square().sum(-2), energy, error, eps))))
         U, V = pad(U[:, :k], V[:, :k], k)
         factors[name] = Factors(U.to(f.B).contiguous(), V.T.to(f.A).contiguous())
     return lora.replace(factors)

@@ -6,12 +6,10 @@ probe's architecture, never its weights: what judges takes no part in what is ju
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from lolgen import pictures
@@ -50,14 +48,6 @@ class Imager(Probe):
                 pick = pick * (soft[attribute].argmax(1) == pictures.ATTRIBUTES[attribute].index(shown))
             parts[:, list(PARTS).index(part)] += pick
         return rows, parts, out["kind"].softmax(1)[:, 0]
-
-    @staticmethod
-    def load(path: str | Path) -> Imager:
-        with safe_open(path, framework="pt") as f:
-            meta = json.loads(f.metadata()["lolgen"])
-            imager = Imager(meta["width"])
-            imager.load_state_dict({k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118 (no mapping)
-        return imager.eval().requires_grad_(False)
 
 
 def read_picture(path: str | Path) -> Tensor:

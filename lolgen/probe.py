@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import safe_open
@@ -49,11 +50,11 @@ class Probe(nn.Module):
         rows = [self(c) for c in x.split(batch)]
         return torch.cat([torch.stack([r[n].argmax(-1) for n in pictures.ATTRIBUTES], -1) for r in rows])
 
-    @staticmethod
-    def load(path: str | Path) -> Probe:
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
         with safe_open(path, framework="pt") as f:
             meta = json.loads(f.metadata()["lolgen"])
-            probe = Probe(meta["width"])
+            probe = cls(meta["width"])
             probe.load_state_dict({k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118 (no mapping)
         return probe.eval().requires_grad_(False)
 

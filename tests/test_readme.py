@@ -36,6 +36,13 @@ def test_every_command_line_parses():
         build_parser().parse_args(command)
 
 
+def test_the_tables_are_those_of_the_reports():
+    from train.readme import refreshed
+
+    assert refreshed(README) == README, "run python -m train.readme"
+    assert refreshed(README.replace("| lolgen |", "| other |")) == README
+
+
 def test_every_stage_and_file_named_exists():
     stages = re.findall(r"-m (train\.\w+)", README)
     assert len(stages) > 10

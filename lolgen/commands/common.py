@@ -42,3 +42,16 @@ def one_thread() -> None:
 def show(data: Any, lines: list[str], as_json: bool) -> None:
     """The report: for machines, or for people."""
     print(json.dumps(data, indent=1) if as_json else "\n".join(lines))
+
+
+def read_lines(report: dict[str, Any]) -> list[str]:
+    """The lines of a report on an adapter that was read once: attributes, warnings, how to call it."""
+    lines = [f"  {n}: {a['value']} ({a['probability']:.2f})" for n, a in report["attributes"].items()]
+    return lines + closing_lines(report)
+
+
+def closing_lines(report: dict[str, Any]) -> list[str]:
+    """Warnings, the prompt, the preview if there is one."""
+    lines = [f"  warning: {text}" for text in report.get("warnings", [])]
+    lines += [f"  use it with the prompt: {report['prompt']}"]
+    return lines + ([f"  preview: {report['preview']}"] if "preview" in report else [])

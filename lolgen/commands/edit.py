@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolgen.commands.common import FORMATS, Subparsers, one_thread, pair, request_of, show
+from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
 
 
 def add(sub: Subparsers) -> None:
@@ -51,8 +51,5 @@ def run(args: argparse.Namespace) -> int:
         )
     lines += [f"  also set, as it shows now: {n}={v}" for n, v in report["also_set"].items()]
     lines += [f"  moved unasked: {', '.join(report['moved_unasked'])}"] if report["moved_unasked"] else []
-    lines += [f"  warning: {text}" for text in report["warnings"]]
-    lines += [f"  use it with the prompt: {report['prompt']}"]
-    lines += [f"  preview: {report['preview']}"] if args.preview else []
-    show(report, lines, args.json)
+    show(report, lines + closing_lines(report), args.json)
     return 0

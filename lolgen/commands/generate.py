@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolgen.commands.common import FORMATS, Subparsers, one_thread, pair, request_of, show
+from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
 
 
 def add(sub: Subparsers) -> None:
@@ -40,7 +40,5 @@ def run(args: argparse.Namespace) -> int:
         f"{report['adapter']}: rank {report['rank']}, {report['modules']} modules, {report['seconds']} s"
     ]
     lines += [f"  {n}: {v}" for n, v in report["attributes"].items()]
-    lines += [f"  use it with the prompt: {report['prompt']}"]
-    lines += [f"  preview: {report['preview']}"] if args.preview else []
-    show(report, lines, args.json)
+    show(report, lines + closing_lines(report), args.json)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolgen.commands.common import Subparsers, one_thread, show
+from lolgen.commands.common import Subparsers, one_thread, read_lines, show
 from lolgen.commands.generate import add_making
 
 
@@ -24,9 +24,5 @@ def run(args: argparse.Namespace) -> int:
         preview=args.preview, base=args.base,
     )  # fmt: skip
     lines = [f"{report['adapter']}: rank {report['rank']}, {report['format']}, {report['seconds']} s"]
-    lines += [f"  {n}: {a['value']} ({a['probability']:.2f})" for n, a in report["attributes"].items()]
-    lines += [f"  warning: {text}" for text in report["warnings"]]
-    lines += [f"  use it with the prompt: {report['prompt']}"]
-    lines += [f"  preview: {report['preview']}"] if args.preview else []
-    show(report, lines, args.json)
+    show(report, lines + read_lines(report), args.json)
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lolgen.commands.common import FORMATS, Subparsers, one_thread, show
+from lolgen.commands.common import FORMATS, Subparsers, one_thread, read_lines, show
 
 
 def add(sub: Subparsers) -> None:
@@ -30,9 +30,5 @@ def run(args: argparse.Namespace) -> int:
         args.a, args.b, args.out, t=args.t, format=args.format, preview=args.preview, base=args.base
     )
     lines = [f"{report['adapter']}: rank {report['rank']}, {report['format']}, {report['seconds']} s"]
-    lines += [f"  {n}: {a['value']} ({a['probability']:.2f})" for n, a in report["attributes"].items()]
-    lines += [f"  warning: {text}" for text in report["warnings"]]
-    lines += [f"  use it with the prompt: {report['prompt']}"]
-    lines += [f"  preview: {report['preview']}"] if args.preview else []
-    show(report, lines, args.json)
+    show(report, lines + read_lines(report), args.json)
     return 0

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from lolgen.errors import FormatError
 from lolgen.io import keys, pairs
+from lolgen.io.names import KOHYA_PREFIXES
 from lolgen.io.safetensors_file import Path_
 
 
 def is_kohya_key(key: str) -> bool:
     """`lora_unet_..._to_q.lora_down.weight`: underscores up to the first dot."""
     head, _, tail = key.partition(".")
-    return head.startswith(("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")) and bool(tail)
+    return head.startswith(KOHYA_PREFIXES) and bool(tail)
 
 
 def target(path: Path_, default: str) -> Path:
@@ -67,7 +68,7 @@ def fold_biases(
 def add_extras(file: Path_, tensors: dict[str, Tensor], extras: Mapping[str, Tensor], fmt: str) -> None:
     """Extras into a file without folders: under their own names, but never a PEFT model's full weights."""
     for key, tensor in extras.items():
-        if key.startswith("base_model."):
+        if key.startswith("base_model.") or ".base_model." in key:
             raise FormatError(
                 file,
                 key=key,

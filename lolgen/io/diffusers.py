@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lolgen.errors import FormatError
-from lolgen.io import common, keys, names, pairs
+from lolgen.io import common, keys, lycoris, names, pairs
 from lolgen.io import safetensors_file as stf
 from lolgen.io.peft_config import check_config, ranks_config, scale_of
 from lolgen.lora import LoRA
@@ -27,11 +27,23 @@ HEADER = "lora_adapter_metadata"
 _SKIPPED = ("checkpoint", "scheduler", "optimizer")
 
 
-def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
-    """The LoRA of a diffusers file. Raises FormatError."""
+def load(
+    path: stf.Path_,
+    modules: pairs.Modules | None = None,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    report: list[lycoris.Converted] | None = None,
+) -> LoRA:
+    """The LoRA of a diffusers file, or of one with the dotted names of ComfyUI and the original repositories
+    (`diffusion_model.double_blocks.0.img_attn.qkv`). Raises FormatError.
+
+    `base`, `rank`, `report`: as in `lolgen.io.kohya.load`.
+    """
     tensors, metadata = stf.read(path)
     config = _header_config(path, metadata)
     collected = pairs.Collected(path)
+    others = lycoris.Modules(path)
     alphas: dict[str, pairs.Keyed] = {}
     paths: dict[str, str] = {}  # as in the file, component and all
     extras: dict[str, Tensor] = {}
@@ -45,11 +57,15 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
                 wanted="one format in a file",
                 remedy="save each adapter to its own file",
             )
+        other = lycoris.tail(key)
+        if other:
+            others.put(_name(other[0]), other[1], key, tensor)
+            continue
         parsed = keys.parse(key)
         if parsed is None:
             extras[key] = tensor
             continue
-        name = names.with_component(parsed.path)
+        name = _name(parsed.path)
         paths[name] = parsed.path
         if parsed.part == "alpha":
             alphas[name] = key, tensor
@@ -60,7 +76,11 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
             biases.append((name, key))
         else:
             collected.put(name, parsed.part, key, tensor, parsed.embedding)
+    done = set(others)
+    others.into(collected, alphas, rank, base, report)
     for name, halves in collected.items():
+        if name in done:
+            continue
         part = names.component(name) or ""
         fields = _of_component(config, part)
         check_config(path, fields)
@@ -74,6 +94,11 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
     common.need_pairs(path, collected)
     common.fold_biases(path, extras, biases, collected)
     return pairs.build(path, collected, metadata, extras, modules)
+
+
+def _name(path: str) -> str:
+    """Our name, or a pending one, of a path in a diffusers file or one of its relatives."""
+    return names.from_other(path) or names.with_component(path)
 
 
 def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None) -> Path:

@@ -24,6 +24,12 @@ _SUFFIXES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     )
 )
 _FUSED_LEAF = re.compile(r"(?P<parent>.+)\.(?P<leaf>to_[qkv]|to_out|add_[qkv]_proj|to_add_out)_lora")
+# XLabs' Flux: `double_blocks.0.processor.qkv_lora1.down.weight`, 1 for the image, 2 for the text.
+_XLABS = re.compile(
+    r"(?P<at>(?:.+\.)?(?P<row>double|single)_blocks\.\d+)\.(?P<what>qkv|proj)_lora(?P<side>[12]?)"
+    r"\.(?P<letter>down|up)\.weight"
+)
+_XLABS_SINGLE = {"qkv": "linear1_qkv", "proj": "linear2"}
 _CLIP_LEAF = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -39,6 +45,11 @@ class Key:
 def parse(key: str) -> Key | None:
     """The meaning of a key, without any prefix taken off; None for one that is no LoRA tensor's."""
     key = key.replace(".processor.", ".")
+    match = _XLABS.fullmatch(key)
+    if match and (match["row"] == "single") == (not match["side"]):
+        image = "img" if match["side"] == "1" else "txt"
+        inner = f"{image}_attn.{match['what']}" if match["side"] else _XLABS_SINGLE[match["what"]]
+        return Key(f"{match['at']}.{inner}", _LETTER[match["letter"]])
     for what, pattern in _SUFFIXES:
         match = pattern.fullmatch(key)
         if match:

@@ -1,9 +1,10 @@
-"""kohya (sd-scripts) files for Stable Diffusion 1.x.
+"""kohya (sd-scripts) files, and the LyCORIS ones that share their names.
 
 `lora_unet_..._to_q.lora_down.weight`, `.lora_up.weight` and `.alpha`; no alpha, or 0, means the rank.
-The dots of a module's path are underscores here, so the way back needs a table. Diffusers names are read
-back by their grammar, or by the module names that the caller gives; a name that neither explains (SDXL's
-`lora_unet_input_blocks_4_1_...`, Flux) stays as it is and can be written to a kohya file only.
+The dots of a module's path are underscores here, so the way back needs a grammar a family (`lolgen.io.families`),
+or the module names that the caller gives; a name that neither explains stays as it is and can be written to a
+kohya file only. SDXL's UNet, Flux and SD3 have their original names here; what those fuse is taken apart on
+reading and put together on writing (`lolgen.io.fused`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lolgen.errors import FormatError
-from lolgen.io import common, diffusers, keys, names, pairs
+from lolgen.io import common, diffusers, fused, guess, keys, lycoris, names, pairs
 from lolgen.io import safetensors_file as stf
 from lolgen.lora import LoRA
 
@@ -24,20 +25,31 @@ NAMES = "lolgen.io.modules"
 """Header entry: module names, JSON, where the grammar would not read them back."""
 
 _PARTS = {"lora_down.weight": "A", "lora_up.weight": "B", "lora_mid.weight": "mid"}
-_OTHER = ("hada_", "lokr_", "oft_", "glora", "a1.", "on_input")
+# ComfyUI and some trainers put diffusers' words behind kohya's names.
+_PARTS |= {"lora_A.weight": "A", "lora_B.weight": "B"}
 
 
-def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
+def load(
+    path: stf.Path_,
+    modules: pairs.Modules | None = None,
+    *,
+    base: str | None = None,
+    rank: int | None = None,
+    report: list[lycoris.Converted] | None = None,
+) -> LoRA:
     """The LoRA of a kohya file. `modules` (names, or a Spec of the base) tells what the underscores were.
 
-    `lora_mid` (Tucker) is folded into A, exactly. Raises FormatError.
+    `lora_mid` (Tucker) is folded into A, exactly; LoHa and LoKr become LoRAs (`lolgen.io.lycoris`), at `rank` at
+    most, and are listed in `report`. `base`: the family, where names leave it open. Raises FormatError.
     """
     tensors, metadata = stf.read(path)
     if modules is not None and not isinstance(modules, pairs.Spec):
         modules = list(modules)
     known = [m if isinstance(m, str) else m.name for m in modules or ()]
     table = names.kohya_table([*_recorded(path, metadata.pop(NAMES, None)), *known])
+    t5 = guess.t5_component(tensors, base)
     collected = pairs.Collected(path)
+    others = lycoris.Modules(path)
     alphas: dict[str, pairs.Keyed] = {}
     extras: dict[str, Tensor] = {}
     scales: dict[str, pairs.Keyed] = {}
@@ -53,63 +65,87 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
                     remedy="save each adapter to its own file",
                 )
             extras[key] = tensor
-        elif tail.startswith(_OTHER):
+            continue
+        name = names.from_kohya(head, table, t5)
+        if lycoris.PART.fullmatch(tail):
+            others.put(name, tail, key, tensor)
+        elif tail.startswith(lycoris.OTHER):
             raise FormatError(
                 path,
                 key=key,
-                found="a factor of LoHa, LoKr or another LyCORIS method",
-                wanted="lora_down and lora_up",
-                remedy="only LoRA has the factor pairs that lolgen works on",
+                found="a factor of another LyCORIS method",
+                wanted="LoRA, LoCon, LoHa or LoKr",
+                remedy="only these have the factor pairs that lolgen works on",
             )
         elif tail in _PARTS:
-            collected.put(names.from_kohya(head, table), _PARTS[tail], key, tensor)
+            collected.put(name, _PARTS[tail], key, tensor)
         elif tail == "alpha":
-            alphas[names.from_kohya(head, table)] = key, tensor
+            alphas[name] = key, tensor
         elif tail == "dora_scale":
-            scales[names.from_kohya(head, table)] = key, tensor
+            scales[name] = key, tensor
         else:
             extras[key] = tensor
+    others.into(collected, alphas, rank, base, report)
     for name, (key, tensor) in alphas.items():
         common.need_pair(path, key, name, collected, "an alpha")
-        rank = _rank(collected[name])
-        collected[name].scale = common.alpha_of(path, key, tensor, rank) / rank
+        rank_ = _rank(collected[name])
+        collected[name].scale = common.alpha_of(path, key, tensor, rank_) / rank_
     common.need_pairs(path, collected)
-    lora = pairs.build(path, collected, metadata, extras, modules)
     for name, (key, tensor) in scales.items():
         common.need_pair(path, key, name, collected, "a dora_scale")
-        module = lora.spec[name]
-        if tensor.numel() == module.out and tensor.shape[0] == module.out:
-            shape = (1, module.out, *[1] * len(module.kernel)) if module.kernel else (module.out,)
-            extras[f"{name}.{keys.MAGNITUDE}"] = tensor.reshape(shape)
-        else:  # a magnitude per input, which PEFT does not have
-            extras[key] = tensor
-    return lora
+        magnitude = _magnitude(collected[name], tensor)
+        extras[key if magnitude is None else f"{name}.{keys.MAGNITUDE}"] = (
+            tensor if magnitude is None else magnitude
+        )
+    return pairs.build(path, collected, metadata, extras, modules)
 
 
-def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None) -> Path:
+def _magnitude(halves: pairs.Halves, tensor: Tensor) -> Tensor | None:
+    """A `dora_scale` in PEFT's shape; None for a magnitude per input, which PEFT does not have."""
+    if not {"A", "B"} <= halves.parts.keys():
+        return None  # `pairs.build` says so
+    out, spatial = halves.parts["B"][1].shape[0], halves.parts["A"][1].ndim - 2
+    if tensor.ndim < 1 or tensor.numel() != out or tensor.shape[0] != out:
+        return None
+    return tensor.reshape((1, out, *[1] * spatial) if spatial > 0 else (out,))
+
+
+def save(
+    lora: LoRA,
+    path: stf.Path_,
+    dtype: torch.dtype | None = None,
+    *,
+    base: str | None = None,
+    report: list[fused.Fused] | None = None,
+) -> Path:
     """Write a kohya file at `path` (`....safetensors`), or as `lora.safetensors` in the folder; returns it.
 
     The scale is in the factors and alpha is the rank; with mixed ranks no alpha is written, which says the
-    same. FormatError when a module has no kohya name (a language model's, a transformer's, an embedding), or
-    nothing can be written.
+    same. `base`: the family whose names to use; without it, the one that the modules show. What was fused is
+    appended to `report`. FormatError when a module has no kohya name (a language model's, an embedding), or nothing
+    can be written.
     """
     file = common.target(path, FILE)
+    style, te = guess.kohya_style(file, lora, base)
+    if style in fused.LAYOUTS:
+        lora, found = fused.fuse(file, lora, style)
+        (report if report is not None else []).extend(found)
     factors = pairs.baked(file, lora, dtype)
-    sdxl = any(n.startswith(("text_encoder_2.", "lora_te2_", *_sdxl_prefixes)) for n in lora.names)
     # diffusers 0.42 loses the alphas of attention modules where they differ, and puts the commonest there.
     # No alpha at all means a scale of 1 to every reader, ComfyUI and diffusers included.
     one_rank = len({a.shape[0] for _, a in factors.values()}) == 1
     heads: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
     for module in lora.spec:
-        head = names.to_kohya(module.name, "lora_te1_" if sdxl else "lora_te_")
+        head = names.to_kohya(module.name, te, style)
         if head is None or module.kind == "embedding":
+            language = names.component(module.name) is None
             raise FormatError(
                 file,
                 key=module.name,
                 found=f"{module.kind} module that kohya has no name for",
-                wanted="linear and conv modules of unet., text_encoder. or text_encoder_2.",
-                remedy="save as peft or diffusers instead",
+                wanted="linear and conv modules of unet., text_encoder. or transformer.",
+                remedy="save as peft instead" if language else "save as peft or diffusers instead",
             )
         if f"{head}.lora_down.weight" in tensors:
             raise FormatError(
@@ -142,14 +178,12 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None) -> Path:
             extras[key] = tensor
     common.add_extras(file, tensors, extras, "kohya")
     metadata = common.carried(lora.metadata, drop=("adapter_config", diffusers.HEADER, "format"))
-    if any(names.from_kohya(heads[n], {}) != n for n in lora.names):
-        metadata[NAMES] = json.dumps([n for n in lora.names if "." in n])
+    t5 = guess.t5_component(tensors, base)
+    if any(names.from_kohya(heads[n], {}, t5) != n for n in lora.names):
+        metadata[NAMES] = json.dumps([n for n in lora.names if "." in n and not names.pending(n)])
     stf.refresh_hashes(tensors, metadata)
     stf.write(file, tensors, metadata)
     return file
-
-
-_sdxl_prefixes = ("lora_unet_input_blocks", "lora_unet_middle_block", "lora_unet_output_blocks")
 
 
 def _rank(halves: pairs.Halves) -> int:

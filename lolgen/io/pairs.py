@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
 
 from lolgen import gl
 from lolgen.errors import FormatError
-from lolgen.io.names import natural, with_component
+from lolgen.io import fused
+from lolgen.io.names import natural, pending, with_component
 from lolgen.io.safetensors_file import Path_, finite, not_finite
 from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HALF = (torch.float16, torch.bfloat16)
 _EIGHT_BIT = (torch.float8_e4m3fn, torch.float8_e5m2)
+_ROOM = 1 << 20  # numbers that a Tucker core's product may always have
 
 Modules = Spec | Iterable[str]
 Keyed = tuple[str, Tensor]
@@ -70,26 +73,43 @@ def build(
 ) -> LoRA:
     """The LoRA of what was collected, modules in natural order of their names, or in the order of `modules`.
 
-    A Spec as `modules` also decides what the shapes leave open: a 1x1 conv stored as a matrix.
+    A Spec as `modules` also decides what the shapes leave open: a 1x1 conv stored as a matrix. Pending modules
+    are taken apart (`lolgen.io.fused.split`), with their extras.
     """
     specs: dict[str, ModuleSpec] = {}
     factors: dict[str, Factors] = {}
-    for name in sorted(collected, key=natural):
-        specs[name], B, A = _pair(file, name, collected[name])
-        factors[name] = Factors(B, A, collected[name].scale)
+    origin: dict[str, str] = {}  # a key of each module's pair, for errors
+    for name, halves in collected.items():
+        spec, B, A = _pair(file, name, halves)
+        key = next(iter(halves.parts.values()))[0]
+        found = {name: (spec, Factors(B, A, halves.scale))}
+        if pending(name):
+            found = fused.split(file, spec, found[name][1], extras)
+        for ours, (spec, pair) in found.items():
+            if ours in specs:
+                raise FormatError(
+                    file,
+                    key=key,
+                    found=f"a second pair for module {ours} beside {origin[ours]!r}",
+                    wanted="one adapter, one spelling of each module",
+                    remedy="save each adapter to its own file",
+                )
+            specs[ours], factors[ours], origin[ours] = spec, pair, key
+    specs = {name: specs[name] for name in sorted(specs, key=natural)}
     if modules is not None:
-        specs = _on_base(file, collected, specs, modules)
+        specs = on_base(file, origin, specs, modules)
     return LoRA(Spec(tuple(specs.values())), factors, metadata, extras)
 
 
-def _on_base(
-    file: Path_, collected: Collected, specs: dict[str, ModuleSpec], modules: Modules
+def on_base(
+    file: Path_, origin: dict[str, str], specs: dict[str, ModuleSpec], modules: Modules
 ) -> dict[str, ModuleSpec]:
+    """The specs of what the base has, in its order; FormatError for a module or a shape that it does not have."""
     base = {m.name: m for m in modules} if isinstance(modules, Spec) else {}
     order = [with_component(m) if isinstance(m, str) else m.name for m in modules]
     known = set(order)
     for name, module in specs.items():
-        key = next(iter(collected[name].parts.values()))[0]
+        key = origin[name]
         if name not in known:
             raise FormatError(
                 file,
@@ -157,7 +177,8 @@ def _pair(file: Path_, name: str, halves: Halves) -> tuple[ModuleSpec, Tensor, T
     if A.ndim < 2 or (halves.embedding and A.ndim > 2):
         raise unfit(a_key, A, "(rank, in)" if A.ndim < 2 else "(rank, embeddings)")
     if "mid" in parts:
-        A = _tucker(*parts["mid"], A, unfit)
+        mid_key, mid = parts["mid"]
+        A = _tucker(mid_key, mid.to(torch.float16) if mid.dtype in _EIGHT_BIT else mid, A, unfit)
     rank = A.shape[0]
     spatial = A.ndim - 2
     ones = (1,) * (B.ndim - 2)
@@ -175,6 +196,9 @@ def _tucker(key: str, mid: Tensor, A: Tensor, unfit: Callable[[str, Tensor, str]
     """A Tucker core (r, r', k, k) folded into the down half (r', in, 1, 1): A (r, in, k, k), exactly."""
     if mid.ndim < 3 or mid.shape[1] != A.shape[0] or any(n != 1 for n in A.shape[2:]):
         raise unfit(key, mid, f"(rank, {A.shape[0]}, k, k) to go with a 1x1 down half {tuple(A.shape)}")
+    # Ordinary kernels are 3 x 3; a stranger's file must not grow a thousandfold.
+    if mid.shape[0] * A.shape[1] * prod(mid.shape[2:]) > 16 * (mid.numel() + A.numel()) + _ROOM:
+        raise unfit(key, mid, "a core whose product with the down half is not far larger than both")
     flat = mid.double().flatten(2)  # (r, r', kk)
     folded = torch.einsum("prk,ri->pik", flat, A.double().flatten(1))
     shape = (mid.shape[0], A.shape[1], *mid.shape[2:])

@@ -17,6 +17,7 @@ from torch import Tensor
 from lolgen.errors import FormatError
 from lolgen.io import atomic, common, diffusers, keys, names, pairs
 from lolgen.io import safetensors_file as stf
+from lolgen.io.families import language
 from lolgen.io.peft_config import check_config, ranks_config, scale_of
 from lolgen.lora import LoRA
 
@@ -27,9 +28,10 @@ COMPONENT = "lolgen.io.component"
 """Header entry of the weights: the diffusers component that the paths are of, empty for none."""
 
 
-def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
+def load(path: stf.Path_, modules: pairs.Modules | None = None, *, component: str | None = None) -> LoRA:
     """The LoRA of a PEFT folder (or of the weights in one). Raises FormatError.
 
+    `component`: the diffusers component of the paths, where neither the file nor its config tells.
     The config is kept as metadata `adapter_config`; biases of B are kept with the scale inside.
     """
     file = weights_file(path)
@@ -37,7 +39,8 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
     check_config(file.parent / CONFIG, config)
     tensors, metadata = stf.read(file)
     parsed = {key: keys.parse(key.removeprefix(PREFIX)) for key in tensors}
-    component = _component(metadata.pop(COMPONENT, None), config, [k.path for k in parsed.values() if k])
+    told = _component(metadata.pop(COMPONENT, None), config, [k.path for k in parsed.values() if k])
+    component = told or component
     collected = pairs.Collected(file)
     paths: dict[str, str] = {}
     extras: dict[str, Tensor] = {}
@@ -48,6 +51,8 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
             extras[key] = tensor
             continue
         name = names.with_component(meaning.path, component) if component else meaning.path
+        if component == "transformer":
+            name = names.from_original(meaning.path) or name
         paths[name] = meaning.path
         if meaning.part == "magnitude":
             extras[f"{name}.{keys.MAGNITUDE}"] = tensor
@@ -64,12 +69,20 @@ def load(path: stf.Path_, modules: pairs.Modules | None = None) -> LoRA:
     return pairs.build(file, collected, metadata, extras, modules)
 
 
-def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, companion: bool = True) -> Path:
+def save(
+    lora: LoRA,
+    path: stf.Path_,
+    dtype: torch.dtype | None = None,
+    companion: bool = True,
+    *,
+    projected: bool = False,
+) -> Path:
     """Write a PEFT folder at `path`; returns the folder.
 
     PEFT loads it as it is: `PeftModel.from_pretrained(pipe.unet, path)`. In PEFT's keys diffusers finds none
     of its own: `pipe.load_lora_weights(path)` would load nothing, without an error. So a folder of a
     diffusers component also gets `pytorch_lora_weights.safetensors`, unless `companion` is false.
+    `projected`: the first text encoder is a CLIPTextModelWithProjection, which keeps `text_model.` in its paths.
     FormatError when the LoRA is of several components (a folder is for one model), or cannot be written.
     """
     folder = Path(path)
@@ -78,7 +91,7 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, companio
             path,
             found="the path of a file",
             wanted="a folder, which is what PEFT loads",
-            remedy="choose a folder",
+            remedy="choose a folder, or a format that is one file (diffusers, kohya)",
         )
     component = _one_component(folder, lora)
     factors = pairs.baked(folder, lora, dtype)
@@ -86,7 +99,7 @@ def save(lora: LoRA, path: stf.Path_, dtype: torch.dtype | None = None, companio
     paths = {}
     for module in lora.spec:
         # transformers 5 has no `text_model.` in CLIPTextModel, which is what a text_encoder mostly is.
-        flat = component == "text_encoder"
+        flat = component == "text_encoder" and not projected
         at = names.suffix_path(module.name) if flat else module.name.removeprefix(f"{component}.")
         paths[module.name] = at
         A_key, B_key = (
@@ -186,7 +199,12 @@ def _component(recorded: str | None, config: dict[str, Any], paths: list[str]) -
         library = mapping.get("parent_library") if isinstance(mapping, dict) else None
         in_diffusers = isinstance(library, str) and library.startswith("diffusers.")
         return "transformer" if in_diffusers and "Transformer" in model else ""
-    return "unet" if paths and all(names.is_unet_path(p) for p in paths) else ""
+    if paths and all(names.is_unet_path(p) for p in paths):
+        return "unet"
+    # A Flux or SD3 in its original layout, or diffusers', wrapped by PEFT alone.
+    tops = ("transformer_blocks.", "single_transformer_blocks.")
+    ours = paths and all(names.from_original(p) or p.startswith(tops) for p in paths)
+    return "transformer" if ours and any(".attn" in p or "_attn" in p for p in paths) else ""
 
 
 def _one_component(folder: Path, lora: LoRA) -> str:
@@ -221,6 +239,8 @@ def _new_config(folder: Path, lora: LoRA) -> dict[str, Any]:
         "bias": "none", "fan_in_fan_out": False, "lora_dropout": 0.0, "modules_to_save": None,
     }  # fmt: skip
     config.update(old if isinstance(old, dict) else {})
+    if all(language.is_gpt2(name) for name in lora.names):
+        config["fan_in_fan_out"] = True
     ranks = {names.suffix_path(m.name): lora[m.name].rank for m in lora.spec}
     config.update(ranks_config(ranks))
     config.update(

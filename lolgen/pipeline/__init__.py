@@ -12,7 +12,8 @@ from lolgen.pipeline.drawing import draw_change, draw_preview, draw_rows
 from lolgen.pipeline.editing import edit, mix
 from lolgen.pipeline.making import generate, invert, sample
 from lolgen.pipeline.models import MODEL, load_editor, load_generator, load_imager, load_predictor
-from lolgen.pipeline.reading import compare, predict
+from lolgen.pipeline.reading import predict
+from lolgen.tools.compare import compare
 
 __all__ = [
     "MODEL",

@@ -1,4 +1,4 @@
-"""What adapters say: attributes, and how two compare."""
+"""What adapters say of what they draw."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lolgen import io, metrics, pictures
-from lolgen.errors import LolgenError
+from lolgen import io, pictures
 from lolgen.pipeline.models import MODEL, load_predictor
 
 
@@ -31,21 +30,3 @@ def predict(paths: Sequence[str | Path], *, model: str = MODEL) -> list[dict[str
             }
         rows.append({"path": str(path), "attributes": attributes})
     return rows
-
-
-def compare(a: str | Path, b: str | Path) -> dict[str, Any]:
-    """Cosine of the two delta W, and |A - B| / |A| (A is the reference); a module missing in one is zero there."""
-    first, second = io.load(a), io.load(b)
-    shared = [n for n in first.names if n in second.spec]
-    if not shared:
-        raise LolgenError(
-            f"{a} and {b} share no module: they are for different bases, or name them differently"
-        )
-    return {
-        "a": str(a),
-        "b": str(b),
-        "cosine": float(metrics.cosine(first, second)),
-        "relative_distance": float(metrics.relative_distance(first, second)),
-        "modules": {"shared": len(shared), "only_a": len(first.spec) - len(shared),
-                    "only_b": len(second.spec) - len(shared)},
-    }  # fmt: skip

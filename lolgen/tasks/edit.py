@@ -42,6 +42,7 @@ from lolgen.zoo.training import Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import Zoo
 
 STRENGTHS: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+RIVAL_STRENGTHS: tuple[float, ...] = (0.5, 1.0, 1.5)
 SYSTEMS: tuple[str, ...] = ("lolgen", *RIVALS, "retrained")
 RANKS: tuple[int, ...] = (1, 2, 8, 16, 32)
 BANK = 40
@@ -66,15 +67,10 @@ class Point:
 
 def points() -> list[Point]:
     """What the report is made of, most important first."""
-    main = [Point(s, x) for x in sorted(STRENGTHS, key=lambda x: abs(x - 1)) for s in ("lolgen", *RIVALS)]
-    rest = [Point("lolgen", variant=v) for v in ("floor", "identity", "kohya", "regauged")]
-    return [
-        *main[: len(RIVALS) + 1],
-        Point("retrained"),
-        *rest,
-        *(Point("lolgen", rank=r) for r in RANKS),
-        *main,
-    ]
+    defaults = [Point(s) for s in SYSTEMS]
+    copies = [Point("lolgen", variant=v) for v in ("floor", "identity", "kohya", "regauged")]
+    curve = [Point("lolgen", x) for x in STRENGTHS] + [Point(s, x) for x in RIVAL_STRENGTHS for s in RIVALS]
+    return list(dict.fromkeys([*defaults, *copies, *(Point("lolgen", rank=r) for r in RANKS), *curve]))
 
 
 class Bench:
@@ -96,7 +92,10 @@ class Bench:
 
     @cached_property
     def test(self) -> Zoo:
-        return self.zoo.split("test")
+        """The test LoRAs in the order of their ids: as stored they are sorted by how long they were trained, and the
+        first ids are those that have copies at other ranks."""
+        split = self.zoo.split("test")
+        return Zoo(split.folder, split.info, sorted(split.rows, key=lambda r: r["id"]))
 
     @cached_property
     def base(self) -> Base:
@@ -266,11 +265,11 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     arguments = (str(zoo), model, count, seeds, folder, edit_file)
     found: dict[Point, dict[str, Any]] = {}
-    for point in dict.fromkeys(wanted):
+    for point in wanted:
         path = _place(folder, point)
         if path.is_file():
             found[point] = json.loads(path.read_text("utf-8"))
-    left = [p for p in dict.fromkeys(wanted) if p not in found]
+    left = [p for p in wanted if p not in found]
     bar = tqdm(total=len(found) + len(left), initial=len(found), desc="eval edit", unit="point")
     if left:
         context = multiprocessing.get_context("spawn")

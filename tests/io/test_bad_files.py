@@ -57,7 +57,8 @@ BAD: dict[str, tuple[bytes, str]] = {
     "header not JSON": (raw(b"{'a': 1}"), "not JSON"),
     "header not UTF-8": (raw(b'{"\xff": 1}'), "not JSON"),
     "header a list": (raw([1]), "no JSON object"),
-    "header too deep": (raw(b'{"a":' * 100_000), "not JSON"),
+    "header too deep": (raw(b'{"a":' * 50_000), "not JSON"),
+    "header of objects alone": (raw(b'{"a":[' + b"[]," * 200_000 + b"[]]}"), "a header of 200003 objects"),
     "key twice": (raw(b'{"a":{},"a":{}}'), "the key twice"),
     "metadata not strings": (raw({"__metadata__": {"a": 1}}), "'__metadata__'"),
     "row not an object": (raw({"a": 5}), "dtype None"),
@@ -95,6 +96,10 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "one-dimensional": (pair_with(**{"lora_A.weight": torch.ones(6)}), "shape (6,)"),
     "a scalar": (pair_with(**{"lora_A.weight": torch.ones(())}), "shape ()"),
+    "Tucker core that grows": (
+        pair_with(**{"lora_mid.weight": torch.ones(2, 1, 700, 700), "lora_A.weight": torch.ones(1, 300)}),
+        "not far larger than both",
+    ),
     "B of a conv not 1x1": (
         pair_with(**{"lora_A.weight": torch.ones(2, 3, 3, 3), "lora_B.weight": torch.ones(4, 2, 3, 3)}),
         "wanted (out, 2, 1, 1)",

@@ -63,9 +63,10 @@ def test_every_sd1_name_comes_back_from_underscores() -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
-        "lora_unet_double_blocks_0_img_attn_qkv",
         "lora_unet_up_blocks_0_my_own_layer",
+        "lora_unet_input_blocks_0_1_transformer_blocks_0_attn1_to_q",
+        "lora_unet_double_blocks_0_img_attn_my_own",
+        "lora_unet_proj",
         "lora_te3_encoder_block_0",
     ],
 )

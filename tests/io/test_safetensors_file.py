@@ -95,3 +95,38 @@ def test_nowhere_to_write(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(FormatError, match="nothing was written"):
         stf.write(tmp_path / "file" / "x.safetensors", TENSORS, {})
+
+
+@pytest.mark.parametrize("name", ["F64", "F32", "BF16", "F16", "F8_E5M2"])
+def test_one_bad_number_anywhere_is_found(name: str) -> None:
+    """Every place and every length, vectorised or not: the reduction must let no NaN through."""
+    for n in (1, 7, 8, 33, 130):
+        clean = torch.linspace(-1, 1, n).to(stf.DTYPES[name])
+        assert stf.finite(clean)
+        for place in range(n):
+            for bad in (float("nan"), float("inf"), -float("inf")):
+                tensor = clean.float()
+                tensor[place] = bad
+                assert not stf.finite(tensor.to(clean.dtype)), (n, place, bad)
+    assert stf.finite(torch.zeros(0, 3, dtype=stf.DTYPES[name]))
+
+
+def test_what_is_read_outlives_the_file(tmp_path: Path) -> None:
+    """Views of a mapped file: another file put in its place, or none, changes nothing; nor do writes reach it."""
+    file = tmp_path / "x.safetensors"
+    stf.write(file, {"a": torch.arange(6.0)}, {})
+    before = file.read_bytes()
+    tensors, _ = stf.read(file)
+    tensors["a"][0] = 7
+    assert file.read_bytes() == before
+    stf.write(file, {"a": torch.zeros(6)}, {})
+    file.unlink()
+    assert tensors["a"].tolist() == [7, 1, 2, 3, 4, 5]
+
+
+def test_the_header_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.safetensors"
+    stf.write(file, {"a": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.int64)}, {"k": "v"})
+    rows, metadata = stf.read_header(file)
+    assert {k: (r["dtype"], r["shape"]) for k, r in rows.items()} == {"b": ("I64", []), "a": ("F32", [2, 3])}
+    assert metadata == {"k": "v"}

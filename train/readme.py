@@ -1,0 +1,85 @@
+"""Bring the README's tables up to date with reports/*.json.
+
+    python -m train.readme            # rewrites what stands between <!-- begin NAME --> and <!-- end NAME -->
+
+No figure of those tables is typed by hand; a test holds the README to its reports.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lolgen.io import atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+TITLES = {
+    "lolgen": "lolgen", "real": "real LoRAs", "ridge": "ridge map", "w2w": "weights2weights",
+    "average": "average of 5 nearest", "noised": "noised nearest", "mlp": "flattened MLP",
+    "class_means": "class means", "retrained": "trained anew",
+}  # fmt: skip
+
+
+def report(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "reports" / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def generate() -> str:
+    systems = report("generate")["systems"]
+    names = ("lolgen", "real", "ridge", "w2w", "average", "noised", "mlp")
+    rows = {
+        "attributes right in the pictures": "probe_accuracy", "of these, partial requests": "probe_accuracy_partial",
+        "diversity within a request": "diversity", "nearest training LoRA, cosine": "nearest_train_cosine",
+    }  # fmt: skip
+    cells = [[f"{systems[n][key]:.3f}" for n in names] for key in rows.values()]
+    return table(["", *(TITLES[n] for n in names)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
+
+
+def edit() -> str:
+    systems = report("edit")["systems"]
+    rows = {"asked attribute changed": "success", "other attributes changed": "collateral",
+            "identity (cosine)": "identity", "seconds an edit": "seconds"}  # fmt: skip
+    cells = [
+        [f"{s[key]:.2g}" if key == "seconds" else f"{s[key]:.3f}" for s in systems.values()]
+        for key in rows.values()
+    ]
+    return table(["", *(TITLES[n] for n in systems)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
+
+
+def invert() -> str:
+    systems = report("invert")["systems"]
+    rows = [
+        [n, f"{f['attributes']:.3f}", f"{f['identity']:.3f}", f"{f['seconds']:.2g}"]
+        for n, f in systems.items()
+    ]
+    return table(["from a picture", "attributes read back", "identity (cosine)", "seconds"], rows)
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+BLOCKS = {"generate": generate, "edit": edit, "invert": invert}
+
+
+def refreshed(text: str) -> str:
+    """The README with every block made again."""
+    for name, make in BLOCKS.items():
+        begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
+        if begin not in text or end not in text:
+            raise SystemExit(f"README.md: no block {name!r} to refresh")
+        before, rest = text.split(begin, 1)
+        text = before + begin + make() + "\n" + end + rest.split(end, 1)[1]
+    return text
+
+
+def main() -> None:
+    readme = ROOT / "README.md"
+    atomic.write_file(readme, refreshed(readme.read_text("utf-8")).encode())
+
+
+if __name__ == "__main__":
+    main()

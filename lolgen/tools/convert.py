@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lolgen import gl, io
 from lolgen.errors import FormatError
-from lolgen.io import common, diffusers, guess, keys, names, parts
+from lolgen.io import common, diffusers, family, guess, keys, names, parts
 from lolgen.io.lycoris import truncation_error
 from lolgen.lora import Factors, LoRA, Spec
 from lolgen.tools.roundtrip import Error, error
@@ -114,7 +114,7 @@ def convert(
         written=os.fspath(written),
         format=came,
         to=to,
-        family=base or guess.family(lora),
+        family=base or guess.family(lora) or _detected(lora),
         modules=len(again),
         ranks=(min(again.ranks.values()), max(again.ranks.values())),
         dtype=str(again.dtype).removeprefix("torch."),
@@ -126,6 +126,16 @@ def convert(
         header_left=sorted(k for k in source.metadata if k not in again.metadata),
         notes=_notes(lora, again, to, several),
     )
+
+
+def _detected(lora: LoRA) -> str | None:
+    """The family that names and shapes allow, several joined by " or "; None where they allow none that is known."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for module in lora.spec:
+        shapes[f"{module.name}.lora_A.weight"] = (lora[module.name].rank, module.in_, *module.kernel)
+        shapes[f"{module.name}.lora_B.weight"] = (module.out, lora[module.name].rank, *(1 for _ in module.kernel))
+    found = family.detect(shapes, lora.metadata).name
+    return None if found == family.UNKNOWN else found
 
 
 def cannot_hold(path: str | os.PathLike[str], lora: LoRA, to: str, *, same: bool = False) -> dict[str, str]:

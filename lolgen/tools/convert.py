@@ -133,7 +133,11 @@ def _detected(lora: LoRA) -> str | None:
     shapes: dict[str, tuple[int, ...]] = {}
     for module in lora.spec:
         shapes[f"{module.name}.lora_A.weight"] = (lora[module.name].rank, module.in_, *module.kernel)
-        shapes[f"{module.name}.lora_B.weight"] = (module.out, lora[module.name].rank, *(1 for _ in module.kernel))
+        shapes[f"{module.name}.lora_B.weight"] = (
+            module.out,
+            lora[module.name].rank,
+            *(1 for _ in module.kernel),
+        )
     found = family.detect(shapes, lora.metadata).name
     return None if found == family.UNKNOWN else found
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ SECONDS = 2.0
 """Longest that one file may take of the processor (a busy machine is no fault of the file); mostly it is 0.01."""
 TIMES, ROOM = 3, 24 << 20
 """Most memory that Python may take: so many times the file, and this many bytes."""
+CHUNK_SECONDS = 60
+"""Processor's time that a child may take besides a tenth of `SECONDS` for each file: one that hangs is ended then."""
 ADDRESS_SPACE = 3 << 30
 """What torch and everything else may map in the child beyond what its imports did, in bytes."""
 
@@ -109,6 +112,8 @@ def child(first: int, last: int) -> None:
     """Check files first to last - 1, a line of JSON each; before each its number, so that a crash has a name."""
     soft = _mapped() + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+    busy = int(CHUNK_SECONDS + SECONDS * 0.1 * (last - first))
+    resource.setrlimit(resource.RLIMIT_CPU, (busy, busy + 5))
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as folder:
         for number in range(first, last):
@@ -129,12 +134,9 @@ def run(files: int, chunk: int = 500, first: int = 0) -> list[Outcome]:
     while at < end:
         last = min(at + chunk, end)
         command = [sys.executable, "-m", "train.fuzz", "--child", str(at), str(last)]
-        reached, result = at - 1, "crash"
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=300 + chunk * SECONDS)
-            lines, code = done.stdout.splitlines(), done.returncode
-        except subprocess.TimeoutExpired as error:
-            lines, code, result = (error.stdout or b"").decode().splitlines(), 1, "hang"
+        reached = at - 1
+        done = subprocess.run(command, capture_output=True, text=True)
+        lines, code = done.stdout.splitlines(), done.returncode
         for line in lines:
             row = json.loads(line)
             if "start" in row:
@@ -142,7 +144,8 @@ def run(files: int, chunk: int = 500, first: int = 0) -> list[Outcome]:
             else:
                 found.append(Outcome(**row))
         if code:
-            found.append(Outcome(reached, result, f"the process ended with {code}"))
+            result = "hang" if code in (-signal.SIGXCPU, -signal.SIGKILL) else "crash"
+            found.append(Outcome(reached, result, f"the process ended with {code}: {done.stderr[-200:]}"))
         at = reached + 1
         for wrong in (o for o in found if o.number >= last - chunk and o.result not in ("read", "refused")):
             print(wrong, file=sys.stderr)

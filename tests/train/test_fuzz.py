@@ -82,6 +82,35 @@ def test_a_large_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault, result", [
+    ("while True: pass", "hang"), ("import os; os._exit(3)", "crash"), ("bytearray(6 << 30)", "error"),
+])  # fmt: skip
+def test_what_ends_the_process_is_blamed_on_its_file(
+    fault: str, result: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One file of nine does it; the other eight are read all the same."""
+    code = (
+        "import sys; from train import fuzz; fuzz.CHUNK_SECONDS = 10; real = fuzz._report\n"
+        "def act(place):\n"
+        "    if fuzz.number == 4: FAULT\n"
+        "    return real(place)\n"
+        "def check(n, folder, plain=fuzz.check):\n"
+        "    fuzz.number = n; return plain(n, folder)\n"
+        "fuzz._report, fuzz.check = act, check; fuzz.child(int(sys.argv[-2]), int(sys.argv[-1]))"
+    ).replace("FAULT", fault)
+    real = subprocess.run
+    monkeypatch.setattr(
+        fuzz.subprocess,
+        "run",
+        lambda command, **rest: real([sys.executable, "-c", code, *command[-2:]], **rest),
+    )
+    outcomes = fuzz.run(9)
+    assert [o.number for o in outcomes] == list(range(9))
+    assert outcomes[4].result == result
+    assert all(o.result in ("read", "refused") for o in outcomes if o.number != 4)
+
+
+@pytest.mark.slow
 def test_ten_thousand_files() -> None:
     """In child processes, as `python -m train.fuzz` does: crashes and endless allocations are seen too."""
     outcomes = fuzz.run(10_000, first=100_000)

@@ -32,8 +32,8 @@ The last line is what changes without any edit: weak LoRAs draw an attribute now
 whose pictures were all right before:
 """
 COPIES = """\
-Copies of these LoRAs (kohya: from file to file; regauged: condition 1e4). The zoo's recipe was tuned at rank 4: at ranks
-1 and 2 the LoRAs are undertrained, and draw much of their identity wrong before any edit."""
+Copies of these LoRAs (kohya: from file to file; regauged: condition 1e4). The zoo's recipe was tuned at rank 4: at
+ranks 1 and 2 the LoRAs are undertrained, and draw much of their identity wrong before any edit."""
 Found = Mapping[Point, dict[str, Any]]
 
 

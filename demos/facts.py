@@ -1,28 +1,44 @@
-"""The facts of one adapter for the tab Inspect."""
+"""The facts of one adapter for the tab Inspect, from `lolgen.tools.inspect`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lolgen import io, metrics
+from lolgen.tools.inspect import report
 
 from .sessions import Item
 
+PROGRAMS = {"diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI"}
+
 
 def facts_of(item: Item) -> tuple[dict[str, Any], list[str]]:
-    """(facts by name, warnings)."""
-    lora = io.load(item.path)
-    ranks = sorted({f.rank for f in lora.factors.values()})
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for f in lora.factors.values() for t in (f.B, f.A)})
-    numbers = sum(t.numel() for f in lora.factors.values() for t in (f.B, f.A))
-    files = [item.path] if item.path.is_file() else sorted(item.path.glob("*.safetensors"))[:1]
+    """(facts by name, warnings). LolgenError when the file cannot be read."""
+    found = report.inspect(item.path)
+    ranks = sorted(map(int, found["modules"]["ranks"]))
+    whole = [
+        PROGRAMS[name]
+        for name, target in found["targets"].items()
+        if target["loads"] and not any(f["effect"] == "drops" for f in target["findings"])
+    ]
     facts = {
-        "Format": io.detect(item.path),
-        "Modules": len(lora.spec),
-        "Rank": str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-        "Numbers": f"{numbers:,}".replace(",", " "),
-        "Dtype": ", ".join(dtypes),
-        "Size": f"{sum(f.stat().st_size for f in files) / 1024:,.0f} KB".replace(",", " "),
-        "Norm of delta W": f"{float(metrics.norm(lora)):.3g}",
+        "For": found["family"]["label"].split(",")[0],
+        "Format": found["format"],
+        "Method": found["method"],
+        "Modules": found["modules"]["count"],
+        "Rank": "mixed" if not ranks else ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
+        "Numbers": f"{found['parameters']:,}".replace(",", " "),
+        "Dtype": ", ".join(found["dtypes"]),
+        "Size": f"{found['size_bytes'] / 1024:,.0f} KB".replace(",", " "),
+        "Loads as it is in": ", ".join(whole) or "none of diffusers, PEFT, ComfyUI",
     }
-    return facts, []
+    if "norm" in found:
+        facts["Norm of delta W"] = f"{found['norm']:.3g}"
+    if "effective_rank" in found:
+        facts["Rank with 90 % of the energy"] = f"{found['effective_rank']['0.9']['median']:g} (median)"
+    health = found.get("health", {})
+    zero = health.get("zero_modules", {}).get("count", 0)
+    large = health.get("outliers", {}).get("count", 0)
+    warnings = [f"{zero} of its modules are zero: they change nothing."] if zero else []
+    if large:
+        warnings.append(f"{large} of its modules are far larger than the others: training may have diverged.")
+    return facts, warnings

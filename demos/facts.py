@@ -38,7 +38,7 @@ def facts_of(item: Item) -> tuple[dict[str, Any], list[str]]:
     health = found.get("health", {})
     zero = health.get("zero_modules", {}).get("count", 0)
     large = health.get("outliers", {}).get("count", 0)
-    warnings = [f"{zero} of its modules are zero: they change nothing."] if zero else []
+    warnings = [f"Modules that are zero and change nothing: {zero}."] if zero else []
     if large:
         warnings.append(f"{large} of its modules are far larger than the others: training may have diverged.")
     return facts, warnings

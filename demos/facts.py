@@ -1,52 +1,44 @@
-"""The facts of one adapter for the tab Inspect."""
+"""The facts of one adapter for the tab Inspect, from `lolgen.tools.inspect`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lolgen.tools.inspect.report import inspect
+from lolgen.tools.inspect import report
 
 from .sessions import Item
 
-LOADERS = {"diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI"}
+PROGRAMS = {"diffusers": "diffusers", "peft": "PEFT", "comfyui": "ComfyUI"}
 
 
 def facts_of(item: Item) -> tuple[dict[str, Any], list[str]]:
-    """(facts by name, warnings): what `lolgen inspect` says of it, in short."""
-    found = inspect(item.path)
-    health, ranks = found["health"], sorted(map(int, found["modules"]["ranks"]))
+    """(facts by name, warnings). LolgenError when the file cannot be read."""
+    found = report.inspect(item.path)
+    ranks = sorted(map(int, found["modules"]["ranks"]))
+    whole = [
+        PROGRAMS[name]
+        for name, target in found["targets"].items()
+        if target["loads"] and not any(f["effect"] == "drops" for f in target["findings"])
+    ]
     facts = {
-        "Kind": f"{found['method']} for {found['family']['label']}",
+        "For": found["family"]["label"].split(",")[0],
         "Format": found["format"],
+        "Method": found["method"],
         "Modules": found["modules"]["count"],
-        "Rank": str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
-        **(
-            {"90 % of the energy": f"in rank {half['0.9']['median']}"}
-            if (half := found.get("effective_rank"))
-            else {}
-        ),
+        "Rank": "mixed" if not ranks else ranks[0] if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}",
         "Numbers": f"{found['parameters']:,}".replace(",", " "),
         "Dtype": ", ".join(found["dtypes"]),
         "Size": f"{found['size_bytes'] / 1024:,.0f} KB".replace(",", " "),
-        **({"Norm of delta W": f"{norm:.3g}"} if (norm := found.get("norm")) is not None else {}),
-        "Loads in": ", ".join(LOADERS[n] for n, t in found["targets"].items() if not _lost(t))
-        or "none as it is",
+        "Loads as it is in": ", ".join(whole) or "none of diffusers, PEFT, ComfyUI",
     }
-    warnings = [
-        f"{LOADERS[name]}: {finding['text']}."
-        for name, target in found["targets"].items()
-        for finding in target["findings"]
-        if finding["effect"] != "note"
-    ]
-    for key, text in (
-        ("zero_modules", "modules do nothing"),
-        ("outliers", "modules are far stronger than the rest"),
-    ):
-        if health[key]["count"]:
-            warnings.append(f"{health[key]['count']} {text}.")
+    if "norm" in found:
+        facts["Norm of delta W"] = f"{found['norm']:.3g}"
+    if "effective_rank" in found:
+        facts["Rank with 90 % of the energy"] = f"{found['effective_rank']['0.9']['median']:g} (median)"
+    health = found.get("health", {})
+    zero = health.get("zero_modules", {}).get("count", 0)
+    large = health.get("outliers", {}).get("count", 0)
+    warnings = [f"Modules that are zero and change nothing: {zero}."] if zero else []
+    if large:
+        warnings.append(f"{large} of its modules are far larger than the others: training may have diverged.")
     return facts, warnings
-
-
-def _lost(target: dict[str, Any]) -> bool:
-    """Whether a loader leaves out or mis-scales anything."""
-    return not target["loads"] or any(f["effect"] != "note" for f in target["findings"])

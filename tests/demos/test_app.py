@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from served import CHROMIUM_ARGS, ROOT, App, Client, chromium, serving
 
 from lolgen import io, pictures, pipeline, preview
@@ -97,7 +99,11 @@ def test_a_browser_edits_and_diffusers_draws_the_change(app: App, pipe: Any, tmp
         text = panel.inner_text() if panel.is_visible() else panel.text_content() or ""
         assert "Ruby + glasses" in text and "asked" in text
         assert page.locator("#gallery article").count() == 1
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 844})
+            for tab in ("Generate", "Edit", "Mix", "Inspect"):
+                page.get_by_role("tab", name=tab, exact=True).click()
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
         browser.close()
     assert foreign == [] and faults == []
     assert with_glasses(pipe, tmp_path, files["before"]) <= 0.25
@@ -148,6 +154,40 @@ def test_an_upload_for_another_base_is_described_not_drawn(visitor: Client, tmp_
         "data"
     ][0]
     assert "another base model" in page and "<img" not in page
+
+
+def test_a_mix_is_that_of_the_library(visitor: Client, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    made = {}
+    for seed in (11, 12):
+        answer = visitor.call("generate", [*ANYBODY, seed, 4])["output"]["data"]
+        made[seed] = answer[2]["props"]["choices"][0]["id"]
+        pipeline.generate({}, tmp_path / str(seed), seed=seed)
+    page = visitor.call("mix", [made[11], made[12], 0.5])["output"]["data"][0]
+    assert page.count("<img") == 5 * 2 + 3 and page.count("ll-chosen") == 1
+    expected = pipeline.mix(tmp_path / "11", tmp_path / "12", tmp_path / "mix", t=0.5, format="peft")
+    same_folder(visitor.download(page, "peft"), Path(expected["adapter"]))
+    assert "both" in visitor.error("mix", [made[11], made[11], 0.5])
+
+
+def test_a_picture_becomes_a_lora(visitor: Client, tmp_path: Path) -> None:
+    who = {
+        "top": "short",
+        "hair_color": "blonde",
+        "glasses": "yes",
+        "beard": "yes",
+        "skin": "pale",
+        "clothes": "green",
+    }
+    pixels = pictures.draw_portrait(pictures.Identity(who), np.random.default_rng(0), 128)
+    buffer = stdio.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    assert visitor.call("take_picture", [visitor.sent("me.png", buffer.getvalue())])["success"]
+    page = visitor.call("from_picture", [0, 4])["output"]["data"][0]
+    (tmp_path / "me.safetensors").write_bytes(visitor.download(page, "diffusers"))
+    read = pipeline.predict([tmp_path / "me.safetensors"])[0]["attributes"]
+    assert {n: read[n]["value"] for n in who} == who
+    assert "PNG, JPEG or WebP" in visitor.error("take_picture", [visitor.sent("x.png", b"no picture")])
 
 
 # -- nothing but uploads is read, and errors are one line

@@ -49,7 +49,7 @@ def evaluate(
 ) -> str:
     """Write invert.json, invert.md and the contact sheet invert.png to `out`; the Markdown table."""
     torch.set_num_threads(1)
-    count = 4 if quick else 80
+    count = 4 if quick else 60
     folder, out = checkpoints_dir(), Path(out)
     base = Base.load(folder / "tiny-sd")
     bf16_matmuls(base.unet)

@@ -41,7 +41,7 @@ from lolgen.zoo.builder import Plan
 from lolgen.zoo.training import Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import Zoo
 
-STRENGTHS: tuple[float, ...] = (0.5, 0.75, 1.0, 1.5)
+STRENGTHS: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
 RIVAL_STRENGTHS: tuple[float, ...] = (0.5, 1.0, 1.5)
 SYSTEMS: tuple[str, ...] = ("lolgen", *RIVALS, "retrained")
 RANKS: tuple[int, ...] = (1, 2, 8, 16, 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io as stdio
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,17 @@ from typing import Any
 import httpx
 import pytest
 
+from lolgen import pictures
+
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM_ARGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+
+ANYBODY = ["any"] * len(pictures.ATTRIBUTES)
+PATIENCE = 120_000
+"""Milliseconds that a browser waits, on a machine that is busy with other things."""
 
 
 def chromium() -> str:
@@ -138,3 +146,9 @@ class Client:
 
     def close(self) -> None:
         self.http.close()
+
+
+def same_folder(archive: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(stdio.BytesIO(archive)) as z:
+        packed = {n.split("/")[1]: z.read(n) for n in z.namelist()}
+    assert packed == {f.name: f.read_bytes() for f in folder.iterdir()}

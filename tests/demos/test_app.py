@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io as stdio
 import json
 import subprocess
 import sys
-import threading
-import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +15,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from served import CHROMIUM_ARGS, ROOT, App, Client, chromium, serving
+from served import ANYBODY, CHROMIUM_ARGS, PATIENCE, ROOT, App, Client, chromium, same_folder
 
 from lolgen import io, pictures, pipeline, preview
 from lolgen.paths import checkpoints_dir
 from lolgen.probe import Probe
 from lolgen.testing import random_lora
 
-ANYBODY = ["any"] * len(pictures.ATTRIBUTES)
-PATIENCE = 120_000
-"""Milliseconds that a browser waits, on a machine that is busy with other things."""
 GLASSES = list(pictures.ATTRIBUTES).index("glasses")
-
-
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
-    with serving(tmp_path_factory.mktemp("app")) as running:
-        yield running
-        assert running.stop() == 0
-        assert running.files() == [], "something was left behind"
-        assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def visitor(app: App, request: pytest.FixtureRequest) -> Iterator[Client]:
-    client = Client(app.url, f"visitor-{request.node.name}")
-    yield client
-    client.close()
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +104,6 @@ def test_generate_gives_the_file_of_the_command_line(visitor: Client, tmp_path: 
         assert io.detect(tmp_path / f"{format}.safetensors") == format
         assert pipeline.compare(made["adapter"], tmp_path / f"{format}.safetensors")["cosine"] > 0.99999
     assert page.count("<img") == 6 and "Hair colour" in page
-
-
-def same_folder(archive: bytes, folder: Path) -> None:
-    with zipfile.ZipFile(stdio.BytesIO(archive)) as z:
-        packed = {n.split("/")[1]: z.read(n) for n in z.namelist()}
-    assert packed == {f.name: f.read_bytes() for f in folder.iterdir()}
 
 
 def test_an_upload_is_inspected_and_goes_back_unchanged(visitor: Client, tmp_path: Path) -> None:
@@ -283,107 +255,6 @@ def test_the_next_visitor_does_not_see_what_the_last_one_made(visitor: Client, a
     (mine,) = ids - seen
     assert "gone" in other.error("inspect", [mine])
     other.close()
-
-
-# -- many at once
-
-
-@pytest.mark.slow
-def test_sixteen_at_once_each_get_their_own(app: App, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    answers: dict[int, Any] = {}
-    start = threading.Barrier(16)
-
-    def visit(seed: int) -> None:
-        client = Client(app.url, f"crowd-{seed}")
-        start.wait()
-        joined = client.join("generate", [*ANYBODY, seed, 4])
-        if joined.status_code == 503:
-            answers[seed] = "busy"
-        else:
-            page = client.wait()["output"]["data"][0]
-            answers[seed] = client.download(page, "peft")
-        client.close()
-
-    threads = [threading.Thread(target=visit, args=(seed,)) for seed in range(16)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    served = {seed: a for seed, a in answers.items() if a != "busy"}
-    assert len(answers) == 16 and len(served) >= 8
-    for seed, archive in served.items():
-        made = pipeline.generate({}, tmp_path / str(seed), seed=seed)
-        same_folder(archive, Path(made["adapter"]))
-
-
-SMALL = """
-import sys
-from lolgen.commands.demo import load_app
-app = load_app()
-sessions = sys.modules["lolgen._demos.sessions"]
-app.serve(port=PORT, queue=2, store=sessions.Store(sessions.Limits(grace=0.5)), sweep=0.2)
-"""
-
-
-@contextlib.contextmanager
-def crowded(client: Client) -> Iterator[None]:
-    """The queue kept full by other sessions."""
-    stop = threading.Event()
-
-    def push() -> None:
-        while not stop.wait(0.05):
-            client.session = f"push-{time.monotonic()}"
-            client.join("generate", [*ANYBODY, 0, 4])
-
-    thread = threading.Thread(target=push)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def until(done: Callable[[], Any], again: Callable[[], Any]) -> None:
-    """Do `again` until `done`."""
-    limit = time.monotonic() + PATIENCE / 1000
-    while not done():
-        assert time.monotonic() < limit
-        again()
-        time.sleep(0.5)
-
-
-@pytest.mark.slow
-def test_a_full_queue_says_so_and_a_closed_tab_leaves_nothing(tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with serving(tmp_path, SMALL) as app, contextlib.ExitStack() as clients:
-        crowd = [clients.enter_context(contextlib.closing(Client(app.url, f"crowd-{i}"))) for i in range(12)]
-        joined = [c.join("generate", [*ANYBODY, i, 4]).status_code for i, c in enumerate(crowd)]
-        assert set(joined) == {200, 503} and joined.count(200) >= 2
-        for c, code in zip(crowd, joined, strict=True):
-            if code == 200:
-                assert c.wait()["success"]
-        with sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=chromium(), args=CHROMIUM_ARGS)
-            page = browser.new_page()
-            page.set_default_timeout(PATIENCE)
-            page.goto(app.url)
-            page.wait_for_selector("#generate-go")
-            with crowded(crowd[0]):
-                until(lambda: page.get_by_text("busy").count(), lambda: page.click("#generate-go"))
-            until(
-                lambda: page.locator("#generate-result .ll-panel").count(), lambda: page.click("#generate-go")
-            )
-            mine = set(app.temp.glob("lolgen-demo-*/session-*"))
-            assert mine
-            browser.close()
-        until(
-            lambda: len(set(app.temp.glob("lolgen-demo-*/session-*")) & mine) < len(mine),
-            lambda: time.sleep(0.2),
-        )
-        assert app.stop() == 0 and app.files() == []
 
 
 # -- the command

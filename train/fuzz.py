@@ -143,6 +143,8 @@ def run(files: int, chunk: int = 500, first: int = 0) -> list[Outcome]:
                 reached = row["start"]
             else:
                 found.append(Outcome(**row))
+        if code and reached < at:
+            raise RuntimeError(f"the child does not start: {done.stderr[-2000:]}")
         if code:
             result = "hang" if code in (-signal.SIGXCPU, -signal.SIGKILL) else "crash"
             found.append(Outcome(reached, result, f"the process ended with {code}: {done.stderr[-200:]}"))

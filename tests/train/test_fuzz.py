@@ -92,7 +92,7 @@ def test_what_ends_the_process_is_blamed_on_its_file(
     code = (
         "import sys; from train import fuzz; fuzz.CHUNK_SECONDS = 10; real = fuzz._report\n"
         "def act(place):\n"
-        "    if fuzz.number == 4: FAULT\n"
+        "    if fuzz.number == 4:\n        FAULT\n"
         "    return real(place)\n"
         "def check(n, folder, plain=fuzz.check):\n"
         "    fuzz.number = n; return plain(n, folder)\n"
@@ -108,6 +108,15 @@ def test_what_ends_the_process_is_blamed_on_its_file(
     assert [o.number for o in outcomes] == list(range(9))
     assert outcomes[4].result == result
     assert all(o.result in ("read", "refused") for o in outcomes if o.number != 4)
+
+
+def test_a_child_that_does_not_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.run
+    monkeypatch.setattr(
+        fuzz.subprocess, "run", lambda command, **rest: real([sys.executable, "-c", "1 +"], **rest)
+    )
+    with pytest.raises(RuntimeError, match="SyntaxError"):
+        fuzz.run(3)
 
 
 @pytest.mark.slow

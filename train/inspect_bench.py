@@ -1,6 +1,6 @@
 """How fast `lolgen inspect` is on a whole SDXL LoRA, beside what a user would write on safetensors and torch.
 
-    python -m train.inspect_bench --out reports        # inspect.json; about 2 min on two cores
+    python -m train.inspect_bench --out reports        # inspect.json; about 1 min on one core
 
 The file is written first: the UNet's attention and MLP layers under kohya's SDXL names, random numbers, float16.
 The rival opens the same file with `safetensors.torch.load_file` and takes every module's singular values from
@@ -112,7 +112,7 @@ def processor(act: Callable[[], object], times: int = 3) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("reports"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from lolgen.commands.common import Subparsers
+from lolgen.commands.common import Subparsers, one_thread
 
 
 def add(sub: Subparsers) -> None:
@@ -30,6 +30,7 @@ def add(sub: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from lolgen.tools.inspect import many, text
 
+    one_thread()
     found = many.inspect_all(
         args.paths, modules=args.modules, base=args.base, threshold=args.threshold, k=args.k, near=args.near
     )

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from lolgen.commands.common import Subparsers
+from lolgen.commands.common import Subparsers, one_thread
 
 
 def add(sub: Subparsers) -> None:
@@ -40,6 +40,7 @@ def add(sub: Subparsers) -> None:
 def run_index(args: argparse.Namespace) -> int:
     from lolgen.tools.search.build import build
 
+    one_thread()
     done = build(args.folder, args.index)
     for error in done.bad.values():
         print(f"lolgen: {error}", file=sys.stderr)
@@ -56,6 +57,7 @@ def run_index(args: argparse.Namespace) -> int:
 def run_like(args: argparse.Namespace) -> int:
     from lolgen.tools.search.query import like, open_index
 
+    one_thread()
     hits = like(open_index(args.index, args.path), args.path, args.n)
     if args.json:
         print(json.dumps([vars(h) for h in hits]))
@@ -68,6 +70,7 @@ def run_like(args: argparse.Namespace) -> int:
 def run_duplicates(args: argparse.Namespace) -> int:
     from lolgen.tools.search.query import duplicates, open_index
 
+    one_thread()
     found = duplicates(open_index(args.index), args.threshold)
     if args.json:
         print(json.dumps(found))

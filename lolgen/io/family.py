@@ -59,7 +59,8 @@ def of_modules(modules: Mapping[str, RawModule], metadata: Mapping[str, str] | N
     claimed = claims.of(metadata or {})
     finding = next(filter(None, (look(flat) for look in _LOOKS)), None)
     if finding is None:
-        seen = [f"no key is of a base known here, e.g. {path[:120]}" for path in list(modules)[:1]]
+        shown = ["".join(c if c.isprintable() else "?" for c in path[:120]) for path in list(modules)[:1]]
+        seen = [f"no key is of a base known here, e.g. {path}" for path in shown]
         return Family(UNKNOWN, False, (*seen, *(s for s, _ in claimed)))
     return _weigh(finding, claimed)
 

@@ -65,7 +65,7 @@ def split(
             wanted=f"rows for {', '.join(layout.parts(path))}",
             remedy=f"the file is not of a {family} model, or it is damaged",
         )
-    _split_extras(module, parts, counts, extras, layout.swaps(path, module.out, module.in_))
+    _split_extras(file, module, parts, counts, extras, layout.swaps(path, module.out, module.in_))
     found = {}
     # A part that is zero but has a magnitude is not what it would be without an adapter.
     alone = not factors.B.any() or f"{parts[0]}.{keys.MAGNITUDE}" in extras
@@ -217,12 +217,25 @@ def _swapped(rows: Tensor) -> Tensor:
 
 
 def _split_extras(
-    module: ModuleSpec, parts: list[str], counts: list[int], extras: dict[str, Tensor], swap: bool
+    file: Path_,
+    module: ModuleSpec,
+    parts: list[str],
+    counts: list[int],
+    extras: dict[str, Tensor],
+    swap: bool,
 ) -> None:
     for what in (keys.MAGNITUDE, keys.BIAS):
         tensor = extras.pop(f"{module.name}.{what}", None)
         if tensor is None:
             continue
+        if not tensor.ndim or len(tensor) != sum(counts):
+            raise FormatError(
+                file,
+                key=f"{module.name}.{what}",
+                found=f"shape {tuple(tensor.shape)}",
+                wanted=f"{sum(counts)} rows, one for each of the module",
+                remedy="the file is damaged: download or save it again",
+            )
         rows = _swapped(tensor) if swap else tensor
         for part, piece in zip(parts, rows.split(counts), strict=True):
             extras[f"{part}.{what}"] = piece.contiguous()

@@ -310,3 +310,18 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path) -> None:
         with pytest.raises(FormatError, match="pickle"):
             open_source(tmp_path / name)
     assert not (tmp_path / "boom").exists()
+
+
+def test_numbers_too_large_for_norms_are_said_and_still_json(tmp_path):
+    from lolgen.lora import ModuleSpec, Spec
+    from lolgen.testing import random_lora
+    from lolgen.tools.inspect.text import page
+
+    x = random_lora(Spec((ModuleSpec("unet.mid_block.attentions.0.proj_in", 6, 5),)), 2, dtype=torch.float64)
+    huge = x.replace({n: Factors(f.B * 1e160, f.A * 1e160) for n, f in x.factors.items()})
+    report = inspect(io.save(huge, tmp_path / "x.safetensors", "diffusers"), modules=True)
+    json.dumps(report, allow_nan=False)
+    assert report["health"]["too_large"]["count"] == 1 and "norm" not in report
+    assert "overflow" in "\n".join(page(report))
+    plain = inspect(io.save(x, tmp_path / "y.safetensors", "diffusers"))
+    assert "too_large" not in plain["health"] and plain["norm"] > 0

@@ -125,3 +125,9 @@ def test_ten_thousand_files() -> None:
     outcomes = fuzz.run(10_000, first=100_000)
     assert len(outcomes) == 10_000
     assert not [o for o in outcomes if o.result not in ("read", "refused")]
+
+
+@pytest.mark.parametrize("number", [3597, 3894, 4824, 5160, 6010, 6786, 6830, 7961])
+def test_files_that_once_went_wrong(tmp_path, number):
+    """Control characters in a key that is quoted, numbers past float64, magnitudes that do not split."""
+    assert fuzz.check(number, tmp_path).result in ("read", "refused")

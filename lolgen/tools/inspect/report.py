@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from lolgen.io import names
 from lolgen.io.raw import METHODS
-from lolgen.lora import LoRA
+from lolgen.lora import Factors, LoRA
 from lolgen.tools.inspect import health, spectra
 from lolgen.tools.inspect.finding import REFUSES, Finding
 from lolgen.tools.inspect.source import Source, open_source
@@ -137,6 +138,15 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
     """Scales, norms, spectra, and what is odd about them."""
     values = spectra.singular_values(lora)
     norms = {n: float(s.square().sum().sqrt()) for n, s in values.items()}
+    huge = [
+        n
+        for n, norm in norms.items()
+        if not isfinite(norm * norm * len(norms) * max(1.0, abs(_alpha(lora[n]))))
+    ]
+    if huge:
+        # Their squares are past float64: nothing that rests on norms can be said.
+        empty = {"not_finite": _listed([]), "zero_modules": _listed([]), "outliers": _listed([])}
+        return {"health": {**empty, "too_large": _listed(huge)}}
     rows: dict[str, Report] = {}
     for module in lora.spec:
         f, s = lora[module.name], values[module.name]
@@ -145,7 +155,7 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
             "kind": module.kind,
             "shape": [module.out, module.in_, *module.kernel],
             "rank": f.rank,
-            "alpha": round(f.scale * f.rank, 6),
+            "alpha": round(_alpha(f), 6),
             "scale": f.scale,
             "norm": norms[module.name],
             "largest_singular_value": float(s[0]) if len(s) else 0.0,
@@ -172,6 +182,10 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
     if detail:
         report["module_rows"] = list(rows.values())
     return report
+
+
+def _alpha(factors: Factors) -> float:
+    return factors.scale * factors.rank
 
 
 def _energy(values: Mapping[str, Any]) -> Report:

@@ -77,6 +77,12 @@ def _health(report: Report) -> list[str]:
         lines.append(f"  NaN or Inf: {one_line(row['key'])} holds {row['nan']} NaN and {row['inf']} Inf")
     more = health["not_finite"]["count"] - 3
     lines += [f"  NaN or Inf in {more} more tensors"] if more > 0 else []
+    huge = health.get("too_large", {"count": 0, "first": []})
+    if huge["count"]:
+        lines.append(
+            f"  too large for norms: {huge['count']} modules have numbers whose squares overflow, "
+            f"e.g. {one_line(huge['first'][0])}"
+        )
     zero = health.get("zero_modules", {"count": 0})
     if zero["count"]:
         lines.append(

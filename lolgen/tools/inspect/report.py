@@ -136,7 +136,10 @@ def _targets(found: list[Finding]) -> Report:
 
 def _numbers(lora: LoRA, detail: bool) -> Report:
     """Scales, norms, spectra, and what is odd about them."""
-    values = spectra.singular_values(lora)
+    try:
+        values = spectra.singular_values(lora)
+    except RuntimeError:  # LAPACK refuses what has overflowed on the way
+        return _too_large([n for n, f in lora.factors.items() if not isfinite(_bound(f))] or list(lora.names))
     norms = {n: float(s.square().sum().sqrt()) for n, s in values.items()}
     huge = [
         n
@@ -144,9 +147,7 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
         if not isfinite(norm * norm * len(norms) * max(1.0, abs(_alpha(lora[n]))))
     ]
     if huge:
-        # Their squares are past float64: nothing that rests on norms can be said.
-        empty = {"not_finite": _listed([]), "zero_modules": _listed([]), "outliers": _listed([])}
-        return {"health": {**empty, "too_large": _listed(huge)}}
+        return _too_large(huge)
     rows: dict[str, Report] = {}
     for module in lora.spec:
         f, s = lora[module.name], values[module.name]
@@ -182,6 +183,19 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
     if detail:
         report["module_rows"] = list(rows.values())
     return report
+
+
+def _too_large(names: list[str]) -> Report:
+    """The report of numbers whose squares are past float64: nothing that rests on norms can be said."""
+    empty = {"not_finite": _listed([]), "zero_modules": _listed([]), "outliers": _listed([])}
+    return {"health": {**empty, "too_large": _listed(names)}}
+
+
+def _bound(factors: Factors) -> float:
+    """At least the square of |delta W|; infinite where that is past float64."""
+    sizes = [float(t.double().abs().amax()) * t.numel() for t in (factors.B, factors.A)]
+    size = sizes[0] * sizes[1] * factors.scale
+    return size * size
 
 
 def _alpha(factors: Factors) -> float:

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from lolgen.io import names
 from lolgen.io.raw import METHODS
 from lolgen.lora import Factors, LoRA
@@ -138,7 +140,7 @@ def _numbers(lora: LoRA, detail: bool) -> Report:
     """Scales, norms, spectra, and what is odd about them."""
     try:
         values = spectra.singular_values(lora)
-    except RuntimeError:  # LAPACK refuses what has overflowed on the way
+    except torch.linalg.LinAlgError:  # LAPACK refuses what has overflowed on the way
         return _too_large([n for n, f in lora.factors.items() if not isfinite(_bound(f))] or list(lora.names))
     norms = {n: float(s.square().sum().sqrt()) for n, s in values.items()}
     huge = [

@@ -36,14 +36,18 @@ class FormatError(LolgenError):
         self.found = found
         self.wanted = wanted
         self.remedy = remedy
-        where = self.file if key is None else f"{self.file}, key {key!r}"
-        # A name or a library's message may hold line breaks; the error stays one line.
-        line = f"{where}: found {found}; wanted {wanted}; {remedy}"
+        where = self.file if key is None else f"{self.file}, key {_brief(repr(key))}"
+        # A name or a library's message may hold line breaks, and be long; the error stays one line.
+        line = f"{where}: found {_brief(found)}; wanted {_brief(wanted)}; {_brief(remedy)}"
         super().__init__(" ".join(line.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments: the default would rebuild from `args` and fail in a process pool.
         return _format_error, (self.file, self.key, self.found, self.wanted, self.remedy)
+
+
+def _brief(text: str, most: int = 400) -> str:
+    return text if len(text) <= most else f"{text[: most - 40]} ... ({len(text)} characters)"
 
 
 def _format_error(file: str, key: str | None, found: str, wanted: str, remedy: str) -> FormatError:

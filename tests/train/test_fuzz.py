@@ -127,7 +127,7 @@ def test_ten_thousand_files() -> None:
     assert not [o for o in outcomes if o.result not in ("read", "refused")]
 
 
-@pytest.mark.parametrize("number", [3597, 3894, 4824, 5160, 6010, 6786, 6830, 7961])
+@pytest.mark.parametrize("number", [3597, 3894, 4824, 5160, 6010, 6786, 6830, 7961, 100252])
 def test_files_that_once_went_wrong(tmp_path, number):
-    """Control characters in a key that is quoted, numbers past float64, magnitudes that do not split."""
+    """Control characters in a quoted key, numbers past float64, magnitudes that do not split, a name of 5,000 letters."""
     assert fuzz.check(number, tmp_path).result in ("read", "refused")

@@ -129,5 +129,5 @@ def test_ten_thousand_files() -> None:
 
 @pytest.mark.parametrize("number", [3597, 3894, 4824, 5160, 6010, 6786, 6830, 7961, 100252])
 def test_files_that_once_went_wrong(tmp_path, number):
-    """Control characters in a quoted key, numbers past float64, magnitudes that do not split, a name of 5,000 letters."""
+    """Control characters in a quoted key, numbers past float64, magnitudes that do not split, an endless name."""
     assert fuzz.check(number, tmp_path).result in ("read", "refused")

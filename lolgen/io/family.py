@@ -59,8 +59,7 @@ def of_modules(modules: Mapping[str, RawModule], metadata: Mapping[str, str] | N
     claimed = claims.of(metadata or {})
     finding = next(filter(None, (look(flat) for look in _LOOKS)), None)
     if finding is None:
-        shown = ["".join(c if c.isprintable() else "?" for c in path[:120]) for path in list(modules)[:1]]
-        seen = [f"no key is of a base known here, e.g. {path}" for path in shown]
+        seen = [f"no key is of a base known here, e.g. {_shown(path)}" for path in list(modules)[:1]]
         return Family(UNKNOWN, False, (*seen, *(s for s, _ in claimed)))
     return _weigh(finding, claimed)
 
@@ -103,9 +102,15 @@ def _flat(path: str) -> tuple[str, str]:
 
 def _cite(module: RawModule, what: str = "") -> str:
     key = module.parts[max(module.shapes, key=lambda part: len(module.shapes[part]))]  # no alpha
-    short = key if len(key) <= 120 else f"{key[:117]}..."
+    short = _shown(key)
     out, in_ = module.size
     return f"{short} ({what or f'out {out}, in {in_}'})"
+
+
+def _shown(key: str) -> str:
+    """A stranger's key on one line, not too long, with nothing that a terminal would obey."""
+    plain = "".join(c if c.isprintable() else "?" for c in key[:121])
+    return plain if len(plain) <= 120 else f"{plain[:117]}..."
 
 
 # UNets.

@@ -200,6 +200,12 @@ def test_a_claim_may_be_anything(text: str) -> None:
     assert detect(kohya(unet(768)), {"adapter_config": text, "lora_adapter_metadata": text}).name == "sd1"
 
 
+def test_a_strangers_key_is_shown_on_one_line() -> None:
+    key = "unet.down_blocks.1.x\n\x1b[31m" + "y" * 500 + ".attn2.to_k.lora_A.weight"
+    for found in (detect({key: (4, 768)}), detect({"\n\x1b[31m" * 200: (3,)})):
+        assert all(s.isprintable() and len(s) < 300 for s in found.evidence)
+
+
 def test_a_part_of_the_model_leaves_what_it_leaves() -> None:
     te = {f"text_encoder.text_model.encoder.layers.{i}.self_attn.q_proj": (768, 768) for i in range(12)}
     assert detect(diffusers(te)).candidates == ("sd1", "sdxl", "sd3", "flux")

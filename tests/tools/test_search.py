@@ -142,7 +142,7 @@ def test_zero_loras_and_empty_folders(tmp_path: Path) -> None:
     done = build(tmp_path)
     assert done.total == 2 and not done.bad
     assert like(Store(tmp_path / FOLDER), query) == []
-    with pytest.raises(LolgenError, match="is zero"):
+    with pytest.raises(LolgenError, match="nothing is like it"):
         like(Store(tmp_path / FOLDER), zero)
 
 

@@ -12,7 +12,7 @@ from lolgen.errors import ShapeError
 from lolgen.lora import Factors, LoRA, ModuleSpec, Spec
 from lolgen.testing import random_lora
 from lolgen.tools.search.exact import likeness
-from lolgen.tools.search.sketch import SIZE, canonical, sketch
+from lolgen.tools.search.sketch import SIZE, canonical, direction, sketch
 
 from .files import SPEC, copies, lora, off_group, padded, regauged
 
@@ -45,6 +45,15 @@ def test_it_is_linear_in_delta_w() -> None:
         {n: Factors(torch.cat([x[n].B, 2 * y[n].B], 1), torch.cat([x[n].A, y[n].A], 0)) for n in SPEC.names},
     )
     assert torch.allclose(sketch(both), sketch(x) + 2 * sketch(y), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e200])
+def test_what_is_zero_or_overflows_points_nowhere(size: float) -> None:
+    x = lora(0, dtype=torch.float64)
+    y = x.replace({n: Factors(f.B * size, f.A * size) for n, f in x.factors.items()})
+    assert direction(y) is None
+    one = direction(x)
+    assert one is not None and float(one.norm()) == pytest.approx(1, abs=1e-6)
 
 
 def renamed(x: LoRA, i: int) -> LoRA:

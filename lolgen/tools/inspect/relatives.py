@@ -13,7 +13,7 @@ from lolgen import io
 from lolgen.errors import LolgenError
 from lolgen.lora import LoRA
 from lolgen.tools.search.exact import Likeness, likeness
-from lolgen.tools.search.sketch import sketch
+from lolgen.tools.search.sketch import direction
 
 SAME = 0.999
 """Cosine from which two adapters are called duplicates: half precision costs about 1e-6, rounding to 8 bits 1e-4."""
@@ -34,11 +34,10 @@ class Relatives:
         self.sketches: list[torch.Tensor] = []
 
     def add(self, path: str, lora: LoRA) -> None:
-        vector = sketch(lora)
-        size = vector.norm()
-        if size > 0:
+        vector = direction(lora)
+        if vector is not None:
             self.paths.append(path)
-            self.sketches.append((vector / size).float())
+            self.sketches.append(vector)
 
     def candidates(self) -> list[tuple[float, int, int]]:
         """(cosine of the sketches, i, j), likeliest first."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lolgen.errors import LolgenError
 from lolgen.io import peft
 from lolgen.tools.inspect.source import find, open_source
-from lolgen.tools.search.sketch import sketch
+from lolgen.tools.search.sketch import direction
 from lolgen.tools.search.store import FOLDER, Row, Store
 
 SAVE_EVERY = 32
@@ -95,11 +95,10 @@ def read(place: Path, path: str, stamp: str, digest: str) -> Row:
     if source.lora is None:
         why = f"{place}: {source.reason}"
         return Row(path, stamp, digest, error=why, family=source.family.name, format=source.format)
-    vector = sketch(source.lora)
-    size = vector.norm()
+    vector = direction(source.lora)
     return Row(
         path, stamp, digest, family=source.family.name, format=source.format, modules=len(source.lora),
-        sketch=(vector / size).float().numpy() if size > 0 else None,
+        sketch=None if vector is None else vector.numpy(),
     )  # fmt: skip
 
 

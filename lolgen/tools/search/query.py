@@ -14,7 +14,7 @@ from lolgen.errors import LolgenError
 from lolgen.lora import LoRA
 from lolgen.tools.inspect.relatives import SAME, groups
 from lolgen.tools.search.exact import likeness
-from lolgen.tools.search.sketch import sketch
+from lolgen.tools.search.sketch import direction
 from lolgen.tools.search.store import FOLDER, Row, Store
 
 EXACT = 20_000
@@ -49,20 +49,20 @@ def like(store: Store, path: str | Path, n: int = 10) -> list[Hit]:
     """The n indexed adapters most like the one at `path`, best first; itself, if it is indexed, left out.
 
     The nearest sketches are found first, and ranked by the exact cosine of the files. FormatError when the file is
-    no LoRA; LolgenError when its delta W is zero, which is like nothing.
+    no LoRA; LolgenError when its delta W is zero or overflows.
     """
     if n < 1:
         raise LolgenError(f"-n: found {n}, wanted 1 or more")
     query = io.load(path)
-    vector = sketch(query)
-    if not vector.norm() > 0:
-        raise LolgenError(f"{path}: delta W is zero: nothing is like it")
+    vector = direction(query)
+    if vector is None:
+        raise LolgenError(f"{path}: delta W is zero, or overflows: nothing is like it")
     rows = {r.id: r for r in store.rows()}
     index = store.index()
     if not len(index):
         return []
     count = min(len(index), 4 * n + 20)
-    found = index.search((vector / vector.norm()).float().numpy(), count, exact=len(index) <= EXACT)
+    found = index.search(vector.numpy(), count, exact=len(index) <= EXACT)
     me = Path(path).resolve()
     hits = []
     for key, distance in zip(found.keys.tolist(), found.distances.tolist(), strict=True):

@@ -40,6 +40,13 @@ def sketch(lora: LoRA, p: int = SIZE) -> Tensor:
     return total.flatten()
 
 
+def direction(lora: LoRA) -> Tensor | None:
+    """The sketch at length 1, (p * p,) float32; None for a LoRA that is zero, or whose numbers overflow."""
+    vector = sketch(lora)
+    size = vector.norm()
+    return (vector / size).float() if size > 0 and bool(torch.isfinite(size)) else None
+
+
 def _signs(module: ModuleSpec) -> tuple[Tensor, Tensor]:
     """The module's own signs of its rows and columns, (out,) and (in_flat,), +1 and -1."""
     seed = f"{canonical(module.name)} {module.out} {module.in_flat}"

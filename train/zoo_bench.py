@@ -24,7 +24,7 @@ from lolgen.base import Base
 from lolgen.paths import checkpoints_dir
 from lolgen.precision import bf16_matmuls
 from lolgen.zoo.bank import find_modules
-from lolgen.zoo.builder import Plan
+from lolgen.zoo.plan import Plan
 from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
 
 

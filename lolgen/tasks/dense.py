@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lolgen.lora import Batch
 from lolgen.tasks.features import Components, gram
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, layout_of
 from lolgen.tasks.training import apply, mlp, train_net
 
 CONFIGURATIONS: list[Config] = [
@@ -33,14 +33,14 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
     budget: Budget = FULL,
 ) -> Reader:
     """See `lolgen.tasks.reader.Fit`. One common factor brings the coordinates to unit mean square."""
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
     components = Components.fit(gram(train))
     size = components.variance.mean().sqrt().clamp(min=1e-30)

@@ -37,7 +37,7 @@ from lolgen.precision import bf16_matmuls
 from lolgen.probe import Probe
 from lolgen.tasks.editing import EditCase, EditSystem, Judged, at, judge, make_edit_cases, pictures_of
 from lolgen.tasks.editors import RIVALS, along, rival_reach
-from lolgen.zoo.builder import Plan
+from lolgen.zoo.plan import Plan
 from lolgen.zoo.training import Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import Zoo
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lolgen.lora import Batch
 from lolgen.nn.glnet import GLNet, GLNetConfig
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, layout_of
 from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
@@ -27,14 +27,14 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
     budget: Budget = FULL,
 ) -> Reader:
     """See `lolgen.tasks.reader.Fit`. One set of weights serves every rank."""
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
 
     def one(c: Config) -> tuple[torch.nn.Module, float]:

@@ -29,7 +29,7 @@ from lolgen.paths import checkpoints_dir
 from lolgen.precision import bf16_matmuls
 from lolgen.probe import Probe
 from lolgen.tasks.generate import draw, score
-from lolgen.zoo.builder import Plan
+from lolgen.zoo.plan import Plan
 from lolgen.zoo.training import Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import Zoo
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lolgen.lora import Batch
 from lolgen.tasks.features import cosine_gram
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, layout_of
 from lolgen.tasks.ridge import coefficients
 
 CONFIGURATIONS: list[Config] = [{"ridge": r} for r in (0.1, 0.3, 0.03, 1.0, 0.01, 3.0)]
@@ -19,14 +19,14 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
     budget: Budget = FULL,
 ) -> Reader:
     """See `lolgen.tasks.reader.Fit`; deterministic. Scores are turned into probabilities by a tuned temperature."""
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
     K, K_val = cosine_gram(train), cosine_gram(validation, train)
 

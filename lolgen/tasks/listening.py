@@ -7,9 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lolgen.errors import ShapeError
 from lolgen.lora import Batch
 from lolgen.predictor import Predictor, PredictorConfig
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader
+from lolgen.tasks.reader import FULL, Budget, Classes, Config, Layout, Reader, layout_of
 
 
 def fit(
@@ -17,7 +18,7 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     directions: Tensor,
@@ -28,9 +29,11 @@ def fit(
 
     The ridge's penalty is chosen on validation inside the predictor; the networks have no choice to make.
     """
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
+    if not isinstance(layout, Classes):
+        raise ShapeError("the attribute predictor reads classes, found numbers")
     words, tokens, inputs = directions.shape
-    values = {name: tuple(str(i) for i in range(n)) for name, n in classes.items()}
+    values = {name: tuple(str(i) for i in range(n)) for name, n in layout.counts.items()}
     model = Predictor.train_on(
         train,
         layout.check(train, y),

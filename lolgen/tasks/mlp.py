@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lolgen.lora import Batch
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, layout_of
 from lolgen.tasks.training import apply, mlp, train_net
 
 CONFIGURATIONS: list[Config] = [
@@ -31,7 +31,7 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
@@ -42,7 +42,7 @@ def fit(
     A batch of lower rank is padded to the training rank; one of higher rank has entries the net has no place for,
     and is truncated in its own gauge: the model knows no better.
     """
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
     rank = train.rank
     raw = flatten(train)

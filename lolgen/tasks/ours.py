@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lolgen.errors import ShapeError
 from lolgen.lora import Batch
 from lolgen.nn.glnet import GLNet, GLNetConfig
 from lolgen.tasks.features import cosine_gram
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader
+from lolgen.tasks.reader import FULL, Budget, Classes, Config, Layout, Reader, layout_of
 from lolgen.tasks.ridge import coefficients
 from lolgen.tasks.training import apply, mlp, train_net
 from lolgen.tasks.views import Lens, View
@@ -60,7 +61,7 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
@@ -73,7 +74,9 @@ def fit(
     gives it; the features then start from its directions in one half of the configurations. Without it they start
     from the directions that the training LoRAs use. ShapeError when a module is missing or of another size.
     """
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
+    if not isinstance(layout, Classes):
+        raise ShapeError("wanted classes, found numbers")
     problem = Problem(train, layout.check(train, y), validation, layout.check(validation, y_val), layout)
     view, chosen = _choose_view(problem, config, budget, moments)
     members = list(_kernels(view, problem))

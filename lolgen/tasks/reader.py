@@ -1,12 +1,14 @@
-"""What a model that reads attributes off LoRAs is, and how all of them are scored and calibrated.
+"""What a model that reads labels off LoRAs is, and how all of them are scored and calibrated.
 
-A model is a function `fit(train, y, validation, y_val, classes, seed) -> Reader`. `y` is (N, attributes) long, -1
-where an attribute cannot be seen: such entries count in no loss and no figure.
+A model is a function `fit(train, y, validation, y_val, classes, seed) -> Reader`. Labels are either classes
+(`Classes`: y (N, attributes) long, -1 where an attribute cannot be seen) or numbers (`Numbers`: y (N, targets) float,
+NaN where unknown); both are a `Layout`, which is all that a model knows of its task. What has no label counts in no
+loss and no figure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, TypeVar
@@ -118,6 +120,74 @@ class Classes:
         return float(best.mean()) if len(best) else 0.0
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Targets that are numbers, one column of scores each; models see them standardised.
+
+    `counts`: name -> 1. `mean`, `std` (targets,): of the training labels.
+    """
+
+    counts: dict[str, int]
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def of(names: Sequence[str], y: Tensor) -> Numbers:
+        """The layout of training labels y (N, targets), NaN where unknown; a constant target has std 1."""
+        mean = y.nanmean(0)
+        std = (y - mean).square().nanmean(0).sqrt()
+        return Numbers(dict.fromkeys(names, 1), mean, torch.where(std > 0, std, torch.ones_like(std)))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @property
+    def total(self) -> int:
+        """C, the columns of a tensor of scores."""
+        return len(self.counts)
+
+    @property
+    def slices(self) -> list[slice]:
+        return [slice(k, k + 1) for k in range(len(self))]
+
+    def check(self, batch: Batch, y: Tensor) -> Tensor:
+        """`y` standardised, float32; ShapeError when it is not (N, targets)."""
+        if y.shape != (len(batch), len(self)):
+            raise ShapeError(f"labels: found {tuple(y.shape)}, wanted {(len(batch), len(self))}")
+        return ((y - self.mean) / self.std).float()
+
+    def targets(self, y: Tensor) -> Tensor:
+        """(N, C), zero where unknown."""
+        return y.nan_to_num(0.0)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """(N, C) bool."""
+        return ~y.isnan()
+
+    def loss(self, scores: Tensor, y: Tensor) -> Tensor:
+        """Mean squared error over the known labels."""
+        known = ~y.isnan()
+        error = torch.where(known, scores - y.nan_to_num(0.0), torch.zeros_like(scores))
+        return error.square().sum() / known.sum().clamp(min=1)
+
+    def calibrate(self, scores: Tensor, y: Tensor) -> Tensor:
+        """(targets,): root mean square of the error on held-out labels, the sd of the prediction; 1 without labels."""
+        found = (scores - y).square().nanmean(0).sqrt()
+        return found.nan_to_num(1.0)
+
+    def score(self, scores: Tensor, y: Tensor) -> float:
+        """What models are chosen by, smaller is better: mean squared error of standardised labels."""
+        return float(self.loss(scores, y))
+
+
+Layout = Classes | Numbers
+
+
+def layout_of(classes: Mapping[str, int] | Layout) -> Layout:
+    """The layout itself, or that of name -> number of classes."""
+    return classes if isinstance(classes, Classes | Numbers) else Classes(dict(classes))
+
+
 _INVERSE = torch.logspace(-2, 3, 76)
 """Inverse temperatures tried; neighbours differ by 17 %, which costs no measurable -log p."""
 
@@ -135,17 +205,25 @@ FULL, QUICK = Budget(), Budget(configurations=2, epochs=0.2)
 
 @dataclass
 class Reader:
-    """A fitted model. `scores(batch)` (N, C) are its raw scores; `config` is what it chose on validation."""
+    """A fitted model. `scores(batch)` (N, C) are its raw scores; `config` is what it chose on validation.
 
-    classes: Classes
+    `temperature` (attributes,): what `Layout.calibrate` found on validation.
+    """
+
+    classes: Layout
     scores: Callable[[Batch], Tensor]
     temperature: Tensor
     config: Config = field(default_factory=dict)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> dict[str, Tensor]:
-        """Attribute -> probabilities (N, classes), calibrated on the validation split; worked out in float32."""
+        """Attribute -> probabilities (N, classes), calibrated on the validation split; of a number mean and standard
+        deviation (N, 2) in its own units. Worked out in float32."""
         batch = batch if batch.dtype == torch.float32 else batch.to(torch.float32)
+        if isinstance(self.classes, Numbers):
+            mean = self.scores(batch) * self.classes.std + self.classes.mean
+            sd = (self.temperature * self.classes.std).expand_as(mean)
+            return {n: torch.stack([mean[:, k], sd[:, k]], 1) for k, n in enumerate(self.classes.counts)}
         log_p = self.classes.log_probabilities(self.scores(batch), self.temperature)
         return {
             name: log_p[:, part].exp()
@@ -165,7 +243,7 @@ class Fit(Protocol):
         y: Tensor,
         validation: Batch,
         y_val: Tensor,
-        classes: Mapping[str, int],
+        classes: Mapping[str, int] | Layout,
         seed: int = 0,
         *,
         config: Config | None = None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lolgen.tasks.reader import Classes
+from lolgen.tasks.reader import Layout
 
 
-def coefficients(K: Tensor, y: Tensor, classes: Classes, ridge: float) -> tuple[Tensor, Tensor]:
+def coefficients(K: Tensor, y: Tensor, classes: Layout, ridge: float) -> tuple[Tensor, Tensor]:
     """Dual weights (N, C) and offsets (C,): scores are `K(new, train) @ weights + offsets`.
 
     Targets are 1 for the class and 0 for the others of its attribute, less their mean. `ridge` is in units of

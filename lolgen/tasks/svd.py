@@ -10,7 +10,7 @@ from torch import Tensor
 from lolgen import gl
 from lolgen.lora import Batch
 from lolgen.tasks.features import memoised
-from lolgen.tasks.reader import FULL, Budget, Classes, Config, Reader, choose
+from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, layout_of
 from lolgen.tasks.training import apply, mlp, train_net
 
 CONFIGURATIONS: list[Config] = [
@@ -28,7 +28,7 @@ def fit(
     y: Tensor,
     validation: Batch,
     y_val: Tensor,
-    classes: Mapping[str, int],
+    classes: Mapping[str, int] | Layout,
     seed: int = 0,
     *,
     config: Config | None = None,
@@ -36,7 +36,7 @@ def fit(
 ) -> Reader:
     """See `lolgen.tasks.reader.Fit`. Values and their logarithms, standardised; ranks above the training rank are
     cut, lower ones count as zeros."""
-    layout = Classes(dict(classes))
+    layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
     rank = train.rank
     raw = gl.spectrum_batch(train)[..., :rank]

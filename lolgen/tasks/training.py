@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lolgen.lora import Batch
-from lolgen.tasks.reader import Budget, Classes
+from lolgen.tasks.reader import Budget, Layout
 
 Rows = Tensor | Batch
 """What a net reads, by row: a tensor (N, ...) or a batch of LoRAs."""
@@ -29,7 +29,7 @@ def train_net(
     y: Tensor,
     x_val: Rows,
     y_val: Tensor,
-    classes: Classes,
+    classes: Layout,
     *,
     seed: int,
     lr: float,

@@ -11,107 +11,21 @@ import json
 import multiprocessing
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialise
 from tqdm import tqdm
 
-from lolgen import pictures
 from lolgen.base import Base
 from lolgen.errors import LolgenError
 from lolgen.precision import bf16_matmuls
 from lolgen.zoo.bank import find_modules
-from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
+from lolgen.zoo.plan import Plan, banks_of
+from lolgen.zoo.training import Prior, Recipe, Task, train_bank
 from lolgen.zoo.zoo import shard_tensors
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to build. Identities, splits, recipes and pictures all follow from `seed`.
-
-    `counts`: rank-4 LoRAs per split. `ranks`: further ranks, each for the first `per_rank` test identities.
-    `steps`, `lrs`, `subjects`: one of each is drawn per LoRA, as the paper does.
-    """
-
-    name: str = "faces"
-    seed: int = 0
-    counts: dict[str, int] = field(default_factory=lambda: {"train": 1600, "validation": 160, "test": 240})
-    rank: int = 4
-    ranks: tuple[int, ...] = (1, 2, 8, 16, 32)
-    per_rank: int = 100
-    targets: tuple[str, ...] = ("attn2.to_v",)
-    steps: tuple[int, ...] = (30, 40, 50, 60)
-    lrs: tuple[float, ...] = (0.0015, 0.003, 0.006, 0.012)
-    subjects: tuple[str, ...] = pictures.SUBJECTS
-    pictures: int = 21
-    bank: int = 40
-    batch: int = 3
-    prior_batch: int = 2
-    prior_weight: float = 10.0
-    prior_pictures: int = 2000
-
-    def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(self.__dict__))
-
-
-def banks_of(plan: Plan) -> list[list[dict[str, Any]]]:
-    """The rows (labels and recipe, no factors yet) of every bank; LoRAs of equal length train together."""
-    rng = np.random.default_rng([plan.seed, 1])
-    rows: list[dict[str, Any]] = []
-    for split, count in plan.counts.items():
-        for i in range(count):
-            identity = pictures.sample_identity(rng, split)
-            recipe = Recipe(
-                rank=plan.rank,
-                alpha=float(plan.rank),
-                lr=float(rng.choice(plan.lrs)),
-                steps=int(rng.choice(plan.steps)),
-                pictures=plan.pictures,
-                subject=str(rng.choice(plan.subjects)),
-            )
-            rows.append(_row(f"{split}-{i:04d}", split, identity, recipe))
-    tests = [r for r in rows if r["split"] == "test"][: plan.per_rank]
-    for rank in plan.ranks:
-        for r in tests:
-            recipe = Recipe(**{**r["recipe"], "rank": rank, "alpha": float(rank)})
-            rows.append(_row(r["id"], "test", pictures.Identity.from_json(r["identity"]), recipe))
-    banks: list[list[dict[str, Any]]] = []
-    key = {id(r): (r["rank"], r["split"], r["recipe"]["steps"]) for r in rows}
-    # Long banks last in their rank would leave a core idle: order is by rank, split, steps, then as drawn.
-    ordered = sorted(rows, key=lambda r: key[id(r)])
-    for r in ordered:
-        same = banks and (banks[-1][0]["rank"], banks[-1][0]["split"]) == (r["rank"], r["split"])
-        if not same or len(banks[-1]) == plan.bank:
-            banks.append([])
-        banks[-1].append(r)
-    return banks
-
-
-def _row(name: str, split: str, identity: pictures.Identity, recipe: Recipe) -> dict[str, Any]:
-    return {
-        "id": name,
-        "split": split,
-        "rank": recipe.rank,
-        "labels": pictures.labels(identity.attributes),
-        "identity": identity.to_json(),
-        "recipe": recipe.to_json(),
-    }
-
-
-def draw_pictures(plan: Plan, row: dict[str, Any]) -> torch.Tensor:
-    """The pictures of one identity; the same at every rank."""
-    number = int(hashlib.sha256(f"{plan.seed}/{row['id']}".encode()).hexdigest()[:12], 16)
-    rng = np.random.default_rng(number)
-    identity = pictures.Identity.from_json(row["identity"])
-    return torch.from_numpy(
-        np.stack([pictures.draw_portrait(identity, rng) for _ in range(row["recipe"]["pictures"])])
-    )
-
 
 _worker: tuple[Plan, Base, Prior] | None = None
 
@@ -124,14 +38,14 @@ def _start(plan: Plan, base_folder: str) -> None:
         base.to("cuda")
     else:
         bf16_matmuls(base.unet)
-    _worker = plan, base, make_prior(base, plan.prior_pictures, plan.seed)
+    _worker = plan, base, plan.prior(base)
 
 
 def _build(number: int, rows: list[dict[str, Any]], path: str) -> int:
     assert _worker is not None
     plan, base, prior = _worker
     spec = find_modules(base.unet, plan.targets, "unet.")
-    tasks = [Task(Recipe(**r["recipe"]), draw_pictures(plan, r)) for r in rows]
+    tasks = [Task(Recipe(**r["recipe"]), plan.draw(r)) for r in rows]
     loras = train_bank(
         base, spec, tasks, prior, plan.seed * 100_003 + number,
         batch=plan.batch, prior_batch=plan.prior_batch, prior_weight=plan.prior_weight,

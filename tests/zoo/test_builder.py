@@ -15,7 +15,8 @@ import torch
 from lolgen import pictures
 from lolgen.errors import LolgenError
 from lolgen.paths import checkpoints_dir
-from lolgen.zoo.builder import Plan, banks_of, build
+from lolgen.zoo.builder import build
+from lolgen.zoo.plan import Plan, banks_of
 from lolgen.zoo.zoo import Zoo
 
 TINY = Plan(

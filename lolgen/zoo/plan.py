@@ -1,0 +1,112 @@
+"""What a zoo is to hold: who is learned, by which recipe, in which split; all of it follows from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from lolgen import pictures
+from lolgen.base import Base
+from lolgen.zoo.training import Prior, Recipe, make_prior
+
+ROW = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to build. Identities, splits, recipes and pictures all follow from `seed`.
+
+    `counts`: rank-4 LoRAs per split. `ranks`: further ranks, each for the first `per_rank` test identities.
+    `steps`, `lrs`, `subjects`: one of each is drawn per LoRA, as the paper does.
+    """
+
+    name: str = "faces"
+    seed: int = 0
+    counts: dict[str, int] = field(default_factory=lambda: {"train": 1600, "validation": 160, "test": 240})
+    rank: int = 4
+    ranks: tuple[int, ...] = (1, 2, 8, 16, 32)
+    per_rank: int = 100
+    targets: tuple[str, ...] = ("attn2.to_v",)
+    steps: tuple[int, ...] = (30, 40, 50, 60)
+    lrs: tuple[float, ...] = (0.0015, 0.003, 0.006, 0.012)
+    subjects: tuple[str, ...] = pictures.SUBJECTS
+    pictures: int = 21
+    bank: int = 40
+    batch: int = 3
+    prior_batch: int = 2
+    prior_weight: float = 10.0
+    prior_pictures: int = 2000
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(self.__dict__))
+
+    def rows(self) -> list[ROW]:
+        """Labels and recipe of every LoRA, no factors yet."""
+        return _faces(self)
+
+    def draw(self, row: ROW) -> torch.Tensor:
+        """The pictures of one LoRA, uint8 (N, 3, H, W); the same at every rank."""
+        rng = np.random.default_rng(number_of(self.seed, row["id"]))
+        identity = pictures.Identity.from_json(row["identity"])
+        count = row["recipe"]["pictures"]
+        return torch.from_numpy(np.stack([pictures.draw_portrait(identity, rng) for _ in range(count)]))
+
+    def prior(self, base: Base) -> Prior:
+        """What the LoRAs must leave as it is."""
+        return make_prior(base, self.prior_pictures, self.seed)
+
+
+def number_of(seed: int, name: str) -> int:
+    """A seed of its own for everything that has a name."""
+    return int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:12], 16)
+
+
+def banks_of(plan: Plan) -> list[list[ROW]]:
+    """The rows of every bank; LoRAs of equal length train together."""
+    banks: list[list[ROW]] = []
+    # Long banks last in their rank would leave a core idle: order is by rank, split, steps, then as drawn.
+    for r in sorted(plan.rows(), key=lambda r: (r["rank"], r["split"], r["recipe"]["steps"])):
+        same = banks and (banks[-1][0]["rank"], banks[-1][0]["split"]) == (r["rank"], r["split"])
+        if not same or len(banks[-1]) == plan.bank:
+            banks.append([])
+        banks[-1].append(r)
+    return banks
+
+
+def _faces(plan: Plan) -> list[ROW]:
+    rng = np.random.default_rng([plan.seed, 1])
+    rows: list[ROW] = []
+    for split, count in plan.counts.items():
+        for i in range(count):
+            identity = pictures.sample_identity(rng, split)
+            recipe = Recipe(
+                rank=plan.rank,
+                alpha=float(plan.rank),
+                lr=float(rng.choice(plan.lrs)),
+                steps=int(rng.choice(plan.steps)),
+                pictures=plan.pictures,
+                subject=str(rng.choice(plan.subjects)),
+            )
+            rows.append(_row(f"{split}-{i:04d}", split, identity, recipe))
+    tests = [r for r in rows if r["split"] == "test"][: plan.per_rank]
+    for rank in plan.ranks:
+        for r in tests:
+            recipe = Recipe(**{**r["recipe"], "rank": rank, "alpha": float(rank)})
+            rows.append(_row(r["id"], "test", pictures.Identity.from_json(r["identity"]), recipe))
+    return rows
+
+
+def _row(name: str, split: str, identity: pictures.Identity, recipe: Recipe) -> ROW:
+    return {
+        "id": name,
+        "split": split,
+        "rank": recipe.rank,
+        "labels": pictures.labels(identity.attributes),
+        "identity": identity.to_json(),
+        "recipe": recipe.to_json(),
+    }

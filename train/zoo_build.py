@@ -2,6 +2,8 @@
 
     python -m train.zoo_build                        # faces: 2,000 at rank 4 and 5 x 100 at other ranks, two workers
     python -m train.zoo_build --recipe styles        # two for every subset of the ten styles
+    python -m train.zoo_build --recipe fresh         # 240 more identities of the test split
+    python -m train.zoo_build --recipe further --base checkpoints/tiny-sd-further    # the same on the second base
     python -m train.zoo_build --recipe smoke --out runs/zoo-smoke
 
 Kill it at any moment and start it again: it goes on with the banks that are missing, to the same bytes.
@@ -20,6 +22,8 @@ from lolgen.zoo.styles import StylesPlan
 RECIPES: dict[str, Plan] = {
     "full": Plan(),
     "styles": StylesPlan(),
+    "fresh": Plan(name="faces-fresh", seed=1, counts={"test": 240}, ranks=()),
+    "further": Plan(name="faces-further", seed=1, counts={"test": 240}, ranks=()),
     "smoke": Plan(
         name="smoke", counts={"train": 3, "validation": 1, "test": 2}, ranks=(1, 8), per_rank=2, steps=(2, 3),
         pictures=3, bank=3, prior_pictures=8,

@@ -20,3 +20,11 @@ def directions_of(base: Base) -> Tensor:
         prompts = [pictures.caption({}, subject, p) for p in pictures.PREFIXES]
         found.append(base.text(prompts).mean(0)[list(TOKENS)])
     return torch.stack(found)
+
+
+def subject_directions(base: Base) -> Tensor:
+    """(subjects, tokens, dim): the same for each of `pictures.SUBJECTS`, nouns told apart."""
+    each = [
+        base.text([pictures.caption({}, s, p) for p in pictures.PREFIXES]).mean(0) for s in pictures.SUBJECTS
+    ]
+    return torch.stack(each)[:, list(TOKENS)]

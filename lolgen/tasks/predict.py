@@ -22,7 +22,7 @@ from lolgen import pictures, probe
 from lolgen.errors import LolgenError
 from lolgen.io.atomic import write_file
 from lolgen.lora import Batch
-from lolgen.tasks import listening, ours
+from lolgen.tasks import ours
 from lolgen.tasks.models import MODELS, model
 from lolgen.tasks.reader import FULL, QUICK
 from lolgen.zoo.zoo import Zoo
@@ -30,7 +30,7 @@ from lolgen.zoo.zoo import Zoo
 ROW = "attributes"
 """The row of the mean over attributes; the others are named after one attribute each."""
 SPLITS = ("train", "validation", "test")
-_SHARED = ("features", "listening", "predict", "reader", "ridge", "training", "views")
+_SHARED = ("features", "predict", "reader", "ridge", "training", "traits")
 """Files beside the models' own, one a model, whose change makes kept results stale."""
 Data = dict[str, tuple[Batch, Tensor]]
 Result = dict[str, Any]
@@ -46,7 +46,6 @@ def evaluate(
     quick: bool = False,
     rank: int = 4,
     classes: Mapping[str, int] | None = None,
-    moments: Mapping[str, Tensor] | None = None,
     directions: Tensor | None = None,
 ) -> dict[str, Any]:
     """Fit `models` (default: all) on the train split, choose on validation, score on test; the report, as written.
@@ -54,7 +53,7 @@ def evaluate(
     Each model chooses its configuration with the first seed and keeps it for the others; models without randomness
     run once. `quick`: one seed, 200 LoRAs and a small budget, to see that everything works. `rank`: of the LoRAs
     read. `classes`: attribute -> number of classes, in the order of the zoo's labels (default: the portraits').
-    `moments`: see `lolgen.tasks.ours.fit`. `directions` (words, tokens, in): where `ours` listens in a LoRA, see
+    `directions` (words, tokens, in): where `ours` listens in a LoRA, see
     `lolgen.tasks.directions`; without them it reads by what the LoRAs alone tell.
     LolgenError for an unknown model, or a zoo that lacks a split.
     """
@@ -72,7 +71,7 @@ def evaluate(
     if quick:
         seeds = seeds[:1]
         splits["train"] = Zoo(opened.folder, opened.info, splits["train"].rows[:200])
-    cache = _Cache(Path(out), _key(opened, layout, rank, quick, moments, directions))
+    cache = _Cache(Path(out), _key(opened, layout, rank, quick, directions))
     jobs = [(n, s) for n in names for s in (seeds if model(n).random else seeds[:1])]
     data: Data = {}
     for name, seed in tqdm(jobs, desc="eval predict", unit="fit"):
@@ -82,7 +81,7 @@ def evaluate(
             data = {s: (rows.load(), rows.labels()) for s, rows in splits.items()}
         first = cache.get(name, seeds[0])
         config = None if first is None else first["config"]
-        cache.put(name, seed, _run(name, data, layout, seed, config, quick, moments, directions))
+        cache.put(name, seed, _run(name, data, layout, seed, config, quick, directions))
     results = {n: [found for s in seeds if (found := cache.get(n, s)) is not None] for n in names}
     report = _report(results)
     write_file(Path(out) / "predict.json", (json.dumps(report, indent=1) + "\n").encode())
@@ -100,14 +99,11 @@ def _run(
     seed: int,
     config: dict[str, float] | None,
     quick: bool,
-    moments: Mapping[str, Tensor] | None,
     directions: Tensor | None,
 ) -> Result:
     fit = model(name).fit
     if name == "ours":
-        fit = partial(ours.fit, moments=moments)
-        if directions is not None:
-            fit = partial(listening.fit, directions=directions)
+        fit = partial(ours.fit, directions=directions)
     budget = QUICK if quick else FULL
     reader = fit(*data["train"], *data["validation"], classes, seed, config=config, budget=budget)
     batch, labels = data["test"]
@@ -172,7 +168,6 @@ def _key(
     classes: Mapping[str, int],
     rank: int,
     quick: bool,
-    moments: Mapping[str, Tensor] | None,
     directions: Tensor | None,
 ) -> str:
     """What a kept result depends on: the zoo, the settings and the code of the models."""
@@ -183,7 +178,7 @@ def _key(
         digest.update(hashlib.sha256((zoo.folder / name).read_bytes()).digest())
     for name in (*MODELS, *_SHARED):
         digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
-    given = dict(moments or {}) | ({} if directions is None else {"directions": directions})
+    given = {} if directions is None else {"directions": directions}
     for name, S in sorted(given.items()):
         digest.update(name.encode() + S.detach().double().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from synthetic import CLASSES, SPEC, make
 from torch import Tensor
 
-from lolgen import gl
 from lolgen.lora import Batch
 from lolgen.tasks.features import Components, cosine_gram, gram
 from lolgen.tasks.mlp import flatten
-from lolgen.tasks.ours import blend, squared_distances
+from lolgen.tasks.ours import blend
 from lolgen.tasks.reader import FULL, QUICK, Budget, Classes, Reader, choose
 from lolgen.tasks.ridge import coefficients
-from lolgen.tasks.views import Lens, View, input_moments
 
 BATCH, Y = make(30, 0)
 OTHER, _ = make(9, 1)
@@ -56,73 +53,6 @@ def test_components_are_the_principal_components_of_delta_w() -> None:
 def test_flatten() -> None:
     total = sum((m.out + m.in_flat) * BATCH.rank for m in SPEC)
     assert flatten(BATCH).shape == (len(BATCH), total)
-
-
-def test_input_moments() -> None:
-    scale = torch.rand(len(BATCH), generator=torch.Generator().manual_seed(0)) + 0.5
-    found = input_moments(BATCH, scale)
-    for module, delta in zip(SPEC, deltas(BATCH), strict=True):
-        S, d = found[module.name], delta * scale.double()[:, None, None]
-        torch.testing.assert_close(S.double(), (d.mT @ d).mean(0), rtol=1e-4, atol=1e-4)
-
-
-def sharpened() -> tuple[View, Lens]:
-    view = View.fit(Lens.start(BATCH, 1.0, most=4), BATCH)
-    weights = torch.randn(view.train.shape[1], 5, generator=torch.Generator().manual_seed(1))
-    return view, view.sharpen(weights)
-
-
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_a_lens_shows_what_modules_do_to_its_inputs(power: float) -> None:
-    lens = Lens.start(BATCH, power, most=4)
-    if power == 1.0:
-        lens = sharpened()[1]
-    norms = flat(OTHER).norm(dim=1)
-    scale = (norms / flat(BATCH).norm(dim=1).log().mean().exp()) ** -power
-    for (m, x), module in zip(sorted(lens.look(OTHER), key=lambda p: p[0]), SPEC, strict=True):
-        Q = lens.Q[m]
-        left = torch.eye(module.out, dtype=torch.float64) if Q is None else Q.double()
-        wanted = (left.T @ deltas(OTHER)[m] @ lens.P[m].double()) * scale[:, None, None]
-        torch.testing.assert_close(x.double(), wanted.flatten(1), rtol=1e-4, atol=1e-4)
-
-
-def test_a_view_is_exact() -> None:
-    view, _ = sharpened()
-    features = torch.cat([x for _, x in sorted(view.lens.look(BATCH), key=lambda p: p[0])], dim=1).double()
-    centred = features - features.mean(0)
-    K = centred @ centred.T
-    z = view.train.double()
-    ratio = (z @ z.T).trace() / K.trace()
-    torch.testing.assert_close(z @ z.T, K * ratio, rtol=1e-3, atol=1e-3 * float((K * ratio).abs().max()))
-    torch.testing.assert_close(view.coordinates(BATCH), view.train, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(view.train.square().mean(), torch.tensor(1.0), rtol=1e-3, atol=0)
-
-
-def test_sharpening_follows_the_gradient() -> None:
-    """P P^T changes by the fourth root... of the mean outer product of the readout's gradients, floor and all."""
-    view, lens = sharpened()
-    weights = torch.randn(view.train.shape[1], 5, generator=torch.Generator().manual_seed(1))
-    m = 1
-    W = (view.into[m] @ weights).view(SPEC[m].out, -1, 5).double()
-    M = sum(W[..., c].T @ W[..., c] for c in range(5))
-    assert isinstance(M, Tensor)
-    values, vectors = torch.linalg.eigh(M)
-    root = (vectors * (values / values[-1] + 1e-3) ** 0.5) @ vectors.T
-    old, new = view.lens.P[m].double(), lens.P[m].double()
-    torch.testing.assert_close(new @ new.T, old @ root @ old.T, rtol=1e-4, atol=1e-5)
-    Q = lens.Q[m]
-    assert Q is not None and Q.shape == (SPEC[m].out, SPEC[m].out)
-
-
-def test_a_view_is_invariant_off_the_twin() -> None:
-    view, _ = sharpened()
-    gauges = gl.random_gauge_batch(OTHER, generator=torch.Generator().manual_seed(2))
-    moved = gl.act_batch(OTHER, gauges)
-    torch.testing.assert_close(view.coordinates(moved), view.coordinates(OTHER), rtol=1e-3, atol=1e-3)
-    twin = OTHER.map(lambda U, V: (U, V))
-    for g, gauge in zip(twin.groups, gauges, strict=True):
-        g.U = g.U @ gauge
-    assert (view.coordinates(twin) - view.coordinates(OTHER)).abs().max() > 0.1
 
 
 def test_ridge_solves_each_attribute_on_its_visible_rows() -> None:
@@ -187,16 +117,10 @@ def test_choose_takes_the_least_within_the_budget() -> None:
 
 
 def test_every_model_is_tuned_over_as_many_configurations() -> None:
-    from lolgen.tasks import dense, glnet, kernel, mlp, ours, svd
+    from lolgen.tasks import dense, glnet, kernel, mlp, svd
 
     for module in (dense, glnet, kernel, mlp, svd):
         assert len(module.CONFIGURATIONS) == FULL.configurations, module
-    assert len(ours.POWERS) * ours.ROUNDS == FULL.configurations
-
-
-def test_squared_distances() -> None:
-    x, z = torch.randn(4, 6), torch.randn(5, 6)
-    torch.testing.assert_close(squared_distances(x, z), torch.cdist(x, z) ** 2, rtol=1e-3, atol=1e-4)
 
 
 def test_a_reader_reports_probabilities_by_name() -> None:

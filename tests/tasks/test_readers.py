@@ -6,13 +6,12 @@ from functools import cache
 
 import pytest
 import torch
-from synthetic import CLASSES, RANK, SPEC, make
+from synthetic import CLASSES, RANK, make
 from torch import Tensor
 
 from lolgen import gl, metrics, probe
 from lolgen.errors import LolgenError, ShapeError
 from lolgen.lora import Batch
-from lolgen.tasks import ours
 from lolgen.tasks.models import MODELS, model
 from lolgen.tasks.reader import Budget, Config, Reader
 from lolgen.testing import assert_invariant
@@ -166,19 +165,6 @@ def test_a_config_is_kept() -> None:
     assert again.config == config
     for part, p in again.predict(TEST[0]).items():
         torch.testing.assert_close(p, fitted("ours").predict(TEST[0])[part], atol=1e-4, rtol=0)
-
-
-def test_ours_takes_moments() -> None:
-    train, y = (TRAIN[0][:80], TRAIN[1][:80])
-    S = {m.name: torch.eye(m.in_flat) for m in SPEC}
-    for config in ({"power": 1.0, "moments": 1.0, "rounds": 1.0}, None):
-        reader = ours.fit(train, y, *VALIDATION, CLASSES, config=config, budget=SMALL, moments=S)
-        assert accuracy(reader, *TEST)["hue"] > 0.5
-    assert set(reader.config) >= {"power", "rounds"}
-    budget = Budget(configurations=6, epochs=0.1)
-    for bad in ({}, {m.name: torch.eye(3) for m in SPEC}):
-        with pytest.raises(ShapeError, match="moments of module 'a.to_k'"):
-            ours.fit(train, y, *VALIDATION, CLASSES, budget=budget, moments=bad)
 
 
 def test_bad_labels_and_names() -> None:

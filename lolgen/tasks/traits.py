@@ -1,0 +1,155 @@
+"""What lolgen's reader sees of a LoRA: what its modules answer to a few inputs, and how large it is.
+
+Answers. For module m and input directions P_m (in, p): `U_m (V_m^T P_m)`, invariant under GL(rank), (out + in) r p
+flops, delta W never formed. Where the base is at hand, P_m of a module that reads text are the states behind each rare
+word, and only the word that the LoRA answers most is kept, so that LoRAs of all words share what is learned. Other
+modules are asked along the leading directions that the training LoRAs use. Answers are brought to unit length.
+
+Sizes, in three tiers of symmetry: invariant under GL(rank) the singular values; under O(rank) alone the spectra of
+`U^T U` and `V^T V`; under signed permutations alone the statistics of the entries of U and V, on which Adam leaves its
+learning rate. What was learned is in delta W; how it was learned is in the factors as training left them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lolgen import gl
+from lolgen.lora import Batch, Group
+
+TIERS = ("GL(rank)", "O(rank)", "signed permutations")
+"""The symmetry under which the sizes of each tier are invariant, largest group first."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LIMIT = 4.0
+"""Standardised sizes are cut here: a LoRA of another rank must not send a kernel to zero."""
+
+
+def modules(batch: Batch) -> list[tuple[int, Group, int]]:
+    """(position in the spec, its group, place in the group) of every module, in the spec's order."""
+    found = [(m, group, j) for group in batch.groups for j, m in enumerate(group.index)]
+    return sorted(found, key=lambda entry: entry[0])
+
+
+@dataclass
+class Ears:
+    """Where to listen: `P[m]` (in, p) for a module that hears no text, (words, p, in) for one that does."""
+
+    P: list[Tensor]
+
+    @staticmethod
+    def of(train: Batch, directions: Tensor | None = None, most: int = 6) -> Ears:
+        """`directions` (words, tokens, in): text states; modules of that input width called `attn2.to_k` or `to_v`
+        hear them. The others listen along the `most` leading inputs of the training LoRAs, in the mean of
+        V U^T U V^T over LoRAs of unit size."""
+        P: list[Tensor] = []
+        for m, group, j in modules(train):
+            spec = train.spec[m]
+            text = spec.name.endswith(("attn2.to_k", "attn2.to_v"))
+            if directions is not None and text and spec.in_flat == directions.shape[-1]:
+                P.append(directions.float())
+                continue
+            U, V = group.U[:, j], group.V[:, j]
+            size = (U.mT @ U * (V.mT @ V)).sum((1, 2)).clamp(min=1e-30)
+            left = (V @ (U.mT @ U) / size[:, None, None]).permute(1, 0, 2).flatten(1)
+            values, vectors = torch.linalg.eigh((left @ V.permute(1, 0, 2).flatten(1).T).double())
+            values, vectors = values.flip(0)[:most], vectors.flip(1)[:, :most]
+            weight = (values / values[0].clamp(min=1e-300)).clamp(min=0) ** 0.25
+            P.append((vectors * weight).float())
+        return Ears(P)
+
+    def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Answers (N, F), the part of the modules that hear text and the part of the others each of unit length (or
+        zero); and how loud each word is answered, log of the mean square (N, words * p) less its mean over them."""
+        heard, felt = [], []
+        for m, group, j in modules(batch):
+            U, V, P = group.U[:, j].float(), group.V[:, j].float(), self.P[m]
+            if P.ndim == 3:
+                heard.append(torch.einsum("nor,nir,wti->nwot", U, V, P))
+            else:
+                felt.append((U @ (V.mT @ P)).flatten(1))
+        parts, loud = [], torch.zeros(len(batch), 0)
+        if heard:
+            y = torch.cat(heard, 2)  # (N, words, outs, p)
+            energy = y.square().sum(2)
+            loud = _log(energy).flatten(1)
+            loud = loud - loud.mean(1, keepdim=True)
+            parts.append(y[torch.arange(len(y)), energy.sum(2).argmax(1)].flatten(1))
+        if felt:
+            parts.append(torch.cat(felt, 1))
+        return torch.cat([torch.nn.functional.normalize(p, dim=1, eps=1e-20) for p in parts], 1), loud
+
+
+def sizes(batch: Batch, rank: int, tier: int) -> Tensor:
+    """Logarithms of the sizes of all tiers up to `tier`, (N, S): spectra are cut or padded to `rank`."""
+    parts = [_log(_to(gl.spectrum_batch(batch), rank)).flatten(1)]
+    parts.append(_log(gl.spectrum_batch(batch).square().sum(2)))
+    for _, group, j in modules(batch):
+        U, V = group.U[:, j].float(), group.V[:, j].float()
+        if tier >= 1:
+            left, right = U.mT @ U, V.mT @ V
+            for G in (left, right):
+                parts.append(_log(_to(torch.linalg.eigvalsh(G).flip(-1).clamp(min=0), rank)))
+            parts.append(_log(torch.stack([(G * G).sum((1, 2)) for G in (left, right)], 1)))
+        if tier >= 2:
+            for X in (U, V):
+                # Zero columns are padding of a batch that mixes ranks: quantiles are over the rest.
+                entries = X.abs().flatten(1)
+                found = torch.where(entries > 0, entries, torch.nan).nanquantile(
+                    torch.tensor(QUANTILES), dim=1
+                )
+                moments = torch.stack([X.square().mean((1, 2)), X.pow(4).mean((1, 2)).sqrt()], 1)
+                parts += [_log(found.mT.nan_to_num(0.0)), _log(moments), _log(entries.amax(1, keepdim=True))]
+    return torch.cat(parts, 1)
+
+
+def _to(s: Tensor, rank: int) -> Tensor:
+    return torch.nn.functional.pad(s[..., :rank], (0, max(0, rank - s.shape[-1])))
+
+
+def _log(x: Tensor) -> Tensor:
+    return (x.float() + 1e-8).log()
+
+
+@dataclass
+class Traits:
+    """Batch -> the two blocks that kernels and nets read, both (N, .) with rows of mean square about 1 in total.
+
+    `into` (F, k), `centre` (k,): answers to principal components. `mean`, `std` (S,): of the sizes.
+    """
+
+    ears: Ears
+    rank: int
+    tier: int
+    into: Tensor
+    centre: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @staticmethod
+    def fit(train: Batch, tier: int, directions: Tensor | None = None, most: int = 160) -> Traits:
+        """The first `most` components, exact, by the Gram trick."""
+        ears = Ears.of(train, directions)
+        x, loud = ears.answers(train)
+        x_mean = x.mean(0)
+        centred = x - x_mean
+        values, vectors = torch.linalg.eigh((centred @ centred.T).double())
+        values, vectors = values.flip(0), vectors.flip(1)
+        keep = max(1, min(most, int((values > 1e-7 * values[0].clamp(min=1e-300)).sum())))
+        into = centred.T @ (vectors[:, :keep] / values[:keep].clamp(min=1e-30).sqrt()).float()
+        into = into / (values.clamp(min=0).sum() / len(x)).sqrt().clamp(min=1e-20).float()
+        s = torch.cat([sizes(train, train.rank, tier), loud], 1)
+        std = s.std(0)
+        return Traits(
+            ears, train.rank, tier, into, x_mean @ into, s.mean(0), torch.where(std > 1e-4, std, 1.0)
+        )
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(answers (N, k), sizes (N, S))."""
+        x, loud = self.ears.answers(batch)
+        a = x @ self.into - self.centre
+        s = torch.cat([sizes(batch, self.rank, self.tier), loud], 1)
+        s = ((s - self.mean) / self.std).clamp(-LIMIT, LIMIT)
+        return a, s / s.shape[1] ** 0.5

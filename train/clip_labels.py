@@ -70,6 +70,8 @@ def main() -> None:
             report = found
     scores: dict[str, float] = report["scores"]
     todo = [i for i, r in enumerate(zoo.rows) if key_of(r) not in scores]
+    # Train LoRAs come last and in no order of their recipes, so that a build cut short is an unbiased sample of them.
+    todo.sort(key=lambda i: (zoo.rows[i]["split"] == "train", zoo.rows[i]["rank"], zoo.rows[i]["id"]))
     # Rows of one rank share a pass: a bank pads to its largest.
     chunks: list[list[int]] = []
     for i in todo:

@@ -48,7 +48,7 @@ def main() -> None:
 
     of_base = kinds(preview.draw(pipe, [trigger], seeds))
     rows: list[dict[str, Any]] = []
-    sheet = []
+    sheet: list[Tensor] = []
     loras = Zoo(zoo.folder, zoo.info, chosen).load().unstack()
     for row, lora in tqdm(zip(chosen, loras, strict=True), total=len(chosen), mininterval=5):
         subset = {s for s, bit in enumerate(row["labels"]) if bit}

@@ -75,6 +75,12 @@ class Components:
         return (K - K.mean(1, keepdim=True) - self.mean + self.total) @ self.directions
 
 
+def standard(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of the rows of raw (N, D); a constant entry has deviation 1."""
+    mean, std = raw.mean(0), raw.std(0, correction=0)
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
+
+
 def memoised(make: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:
     """A feature map that remembers its last result of every living batch."""
     found: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()

@@ -62,9 +62,10 @@ class Components:
         # float32 products are good to 1e-6 of the norms; what lies below is noise, and would be amplified.
         keep = int((values > 1e-6 * values[0].clamp(min=1e-300)).sum())
         keep = max(1, min(keep, most or keep))
-        values = values[:keep].clamp(min=1e-300)
+        # Of rows that are all the same there is no direction: zeros, for 1 / sqrt would overflow.
+        values = torch.where(values[:keep] > 1e-60, values[:keep], torch.zeros_like(values[:keep]))
         return Components(
-            (vectors[:, :keep] / values.sqrt()).float(),
+            torch.where(values > 0, vectors[:, :keep] / values.clamp(min=1e-60).sqrt(), 0.0).float(),
             mean.float(),
             total.float(),
             (values / len(K)).float(),

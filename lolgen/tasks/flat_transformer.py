@@ -15,10 +15,10 @@ from lolgen.tasks.token_net import TokenNet, pack
 from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
-    {"width": 64, "lr": 1e-3},
     {"width": 64, "lr": 3e-3},
+    {"width": 64, "lr": 1e-3},
     {"width": 128, "lr": 1e-3},
-    {"width": 64, "lr": 3e-4},
+    {"width": 128, "lr": 3e-3},
 ]
 
 

@@ -20,9 +20,9 @@ from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
     {"width": 64, "lr": 3e-3},
+    {"width": 64, "lr": 5e-3},
+    {"width": 96, "lr": 3e-3},
     {"width": 64, "lr": 1e-3},
-    {"width": 32, "lr": 3e-3},
-    {"width": 32, "lr": 1e-3},
 ]
 FLOOR = 1e-4
 """Singular values below this share of their module's largest are rounding of float32 factors in a bad gauge."""
@@ -58,7 +58,7 @@ def fit(
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
     rank = train.rank
     raw = rank_tokens(train, rank)
-    sizes = [t.square().mean().sqrt().clamp(min=1e-30) for t in raw]
+    sizes = [size if size > 0 else torch.ones(()) for size in (t.square().mean().sqrt() for t in raw)]
     x = pack([t / size for t, size in zip(raw, sizes, strict=True)])
     lengths = [t.shape[-1] for t in raw]
 
@@ -73,7 +73,7 @@ def fit(
             lambda: TokenNet(
                 train.spec, lengths, rank, layout.total, width=int(c["width"]), skip_zeros=True
             ),
-            x, y, x_val, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=16, batch=128, patience=6,
+            x, y, x_val, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=14, batch=64, patience=6,
         )  # fmt: skip
 
     net, chosen = choose(CONFIGURATIONS, one, config, budget)

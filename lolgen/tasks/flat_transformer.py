@@ -17,8 +17,8 @@ from lolgen.tasks.training import apply, train_net
 CONFIGURATIONS: list[Config] = [
     {"width": 64, "lr": 3e-3},
     {"width": 64, "lr": 1e-3},
-    {"width": 128, "lr": 1e-3},
-    {"width": 128, "lr": 3e-3},
+    {"width": 96, "lr": 3e-3},
+    {"width": 64, "lr": 1e-2},
 ]
 
 

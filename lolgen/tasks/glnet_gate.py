@@ -12,9 +12,9 @@ from lolgen.tasks.glnet import fit_glnet
 from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader
 
 CONFIGURATIONS: list[Config] = [
+    {"d": 16, "layers": 1, "hidden": 128, "lr": 1e-2},
     {"d": 32, "layers": 1, "hidden": 128, "lr": 3e-3},
     {"d": 16, "layers": 1, "hidden": 128, "lr": 3e-3},
-    {"d": 16, "layers": 1, "hidden": 128, "lr": 1e-2},
     {"d": 16, "layers": 2, "hidden": 128, "lr": 3e-3},
 ]
 

@@ -18,10 +18,10 @@ from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, la
 from lolgen.tasks.training import apply, mlp, train_net
 
 CONFIGURATIONS: list[Config] = [
-    {"hidden": 64, "lr": 1e-3},
     {"hidden": 256, "lr": 1e-3},
     {"hidden": 64, "lr": 3e-3},
     {"hidden": 256, "lr": 3e-4},
+    {"hidden": 64, "lr": 1e-3},
 ]
 
 

@@ -19,9 +19,9 @@ from lolgen.tasks.token_net import TokenNet, pack
 from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
-    {"width": 64, "lr": 3e-3},
     {"width": 64, "lr": 5e-3},
-    {"width": 96, "lr": 3e-3},
+    {"width": 64, "lr": 3e-3},
+    {"width": 64, "lr": 1e-2},
     {"width": 64, "lr": 1e-3},
 ]
 FLOOR = 1e-4
@@ -73,7 +73,7 @@ def fit(
             lambda: TokenNet(
                 train.spec, lengths, rank, layout.total, width=int(c["width"]), skip_zeros=True
             ),
-            x, y, x_val, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=14, batch=64, patience=6,
+            x, y, x_val, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=16, batch=64, patience=6,
         )  # fmt: skip
 
     net, chosen = choose(CONFIGURATIONS, one, config, budget)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 
 import pytest
@@ -50,8 +51,7 @@ def test_the_table() -> None:
     ]  # fmt: skip
     assert len(set(SOURCES)) == len(MODELS) and all(path.is_file() for path in SOURCES)
     for name in NEW:
-        module = __import__(model(name).fit.__module__, fromlist=["CONFIGURATIONS"])
-        assert len(module.CONFIGURATIONS) == 4
+        assert len(sys.modules[model(name).fit.__module__].CONFIGURATIONS) == 4
 
 
 @pytest.mark.parametrize("name", NEW)
@@ -247,6 +247,10 @@ def test_a_summary_knows_no_order() -> None:
     torch.testing.assert_close(net(x), net(x[:, torch.tensor([4, 2, 0, 1, 3])]))
     torch.testing.assert_close(net(x, keep.expand(3, -1)), net(x[:, :3]))
     assert not torch.allclose(net(x), net(x[:, :3]))
+    whole = torch.cat([net.cls.expand(3, 1, -1), x], dim=1)
+    for block in net.blocks:
+        whole = block(whole)
+    torch.testing.assert_close(net(x), net.norm(whole)[:, 0])
 
 
 def test_dsire_against_its_rule() -> None:

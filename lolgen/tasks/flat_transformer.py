@@ -15,10 +15,10 @@ from lolgen.tasks.token_net import TokenNet, pack
 from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
-    {"width": 64, "lr": 3e-3},
-    {"width": 64, "lr": 1e-3},
-    {"width": 96, "lr": 3e-3},
     {"width": 64, "lr": 1e-2},
+    {"width": 64, "lr": 3e-3},
+    {"width": 96, "lr": 3e-3},
+    {"width": 64, "lr": 1e-3},
 ]
 
 

@@ -187,14 +187,16 @@ def ranks_needed(S: Tensor, energy: float | None, error: float | None, eps: floa
 def procrustes(U: Tensor, V: Tensor, U0: Tensor, V0: Tensor) -> Tensor:
     """The orthogonal Q (..., r, r) that makes [U; V] Q nearest to [U0; V0] (Schoenemann 1966).
 
-    Q is a gauge (g = Q^T), so delta W stays. Leading dimensions broadcast.
+    Q is a gauge (g = Q^T), so delta W stays. Leading dimensions broadcast. Towards a target of rank r0 above r,
+    Q (..., r, r0) has orthonormal rows and delta W stays too; towards one of rank r0 below r it has orthonormal
+    columns, and U Q, V Q keep of delta W what fits the target.
     """
     return polar(U.double().mT @ U0.double() + V.double().mT @ V0.double()).to(U.dtype)
 
 
 def polar(M: Tensor) -> Tensor:
-    """The orthogonal factor of square M (..., r, r): the orthogonal matrix nearest to it."""
-    X, _, Yh = torch.linalg.svd(M)
+    """The orthogonal factor of M (..., p, q): the matrix nearest to it with orthonormal columns, or rows if q > p."""
+    X, _, Yh = torch.linalg.svd(M, full_matrices=False)
     return X @ Yh
 
 

@@ -16,7 +16,7 @@ from lolgen.nn.orthogonal import Gram, OLinear, OMix
 from lolgen.nn.pretrained import Pretrained
 from lolgen.nn.spectrum import Spectrum
 from lolgen.nn.template import Template, TemplateConfig, word_groups
-from lolgen.nn.tokens import ModuleLinear, ModuleNet
+from lolgen.nn.tokens import ModuleLinear, ModuleNet, Summary
 
 __all__ = [
     "Block",
@@ -42,6 +42,7 @@ __all__ = [
     "OMix",
     "Pretrained",
     "Spectrum",
+    "Summary",
     "Template",
     "TemplateConfig",
     "VelocityField",

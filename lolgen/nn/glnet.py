@@ -12,6 +12,7 @@ from lolgen.lora import Batch, Spec
 from lolgen.nn.latent import Latent
 from lolgen.nn.layers import GLLinear
 from lolgen.nn.pretrained import Pretrained
+from lolgen.nn.tokens import ModuleLinear, Summary
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,14 @@ class GLNetConfig:
     """The sign gate after each of them."""
     hidden: int = 256
     dropout: float = 0.1
+    transformer: bool = False
+    """The transformer head: a token a module, `hidden` wide, two blocks of four heads."""
 
 
 class GLNet(Pretrained):
     """Batch -> (N, outputs): (Phi U, Psi V), perhaps gated; the d x d products of all modules, concatenated;
-    Linear, LayerNorm, ReLU, Dropout, Linear.
+    Linear, LayerNorm, ReLU, Dropout, Linear. With `transformer` the products of each module are a token instead,
+    read by a CLS token through two pre-norm blocks.
 
     `scale`: what the products are divided by, 1 until `fit`. Without it the first bias would drown the
     products of small LoRAs.
@@ -43,13 +47,13 @@ class GLNet(Pretrained):
         super().__init__(spec, config)
         c = config
         self.maps = nn.ModuleList(GLLinear(spec, c.d if i else None, c.d) for i in range(c.layers))
-        self.head = nn.Sequential(
-            nn.Linear(len(spec) * c.d * c.d, c.hidden),
-            nn.LayerNorm(c.hidden),
-            nn.ReLU(),
-            nn.Dropout(c.dropout),
-            nn.Linear(c.hidden, c.outputs),
-        )
+        M, products = len(spec), c.d * c.d
+        first: list[nn.Module] = [nn.Linear(M * products, c.hidden), nn.LayerNorm(c.hidden), nn.ReLU()]
+        if c.transformer:
+            tokens = ModuleLinear(M, products, c.hidden)
+            nn.init.normal_(tokens.bias, std=0.2)  # the module's embedding
+            first = [nn.Unflatten(1, (M, products)), tokens, Summary(c.hidden, dropout=c.dropout)]
+        self.head = nn.Sequential(*first, nn.Dropout(c.dropout), nn.Linear(c.hidden, c.outputs))
         self.register_buffer("scale", torch.ones(()))
 
     @torch.no_grad()

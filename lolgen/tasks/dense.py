@@ -19,11 +19,9 @@ from lolgen.tasks.training import apply, mlp, train_net
 
 CONFIGURATIONS: list[Config] = [
     {"hidden": 0, "lr": 3e-3},
-    {"hidden": 256, "lr": 1e-3},
-    {"hidden": 0, "lr": 1e-2},
-    {"hidden": 256, "lr": 3e-4},
     {"hidden": 512, "lr": 1e-3},
-    {"hidden": 0, "lr": 1e-3},
+    {"hidden": 0, "lr": 1e-2},
+    {"hidden": 256, "lr": 1e-3},
 ]
 """`hidden` 0 is the linear map."""
 

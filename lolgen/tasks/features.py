@@ -62,9 +62,10 @@ class Components:
         # float32 products are good to 1e-6 of the norms; what lies below is noise, and would be amplified.
         keep = int((values > 1e-6 * values[0].clamp(min=1e-300)).sum())
         keep = max(1, min(keep, most or keep))
-        values = values[:keep].clamp(min=1e-300)
+        # Of rows that are all the same there is no direction: zeros, for 1 / sqrt would overflow.
+        values = torch.where(values[:keep] > 1e-60, values[:keep], torch.zeros_like(values[:keep]))
         return Components(
-            (vectors[:, :keep] / values.sqrt()).float(),
+            torch.where(values > 0, vectors[:, :keep] / values.clamp(min=1e-60).sqrt(), 0.0).float(),
             mean.float(),
             total.float(),
             (values / len(K)).float(),
@@ -73,6 +74,12 @@ class Components:
     def scores(self, K: Tensor) -> Tensor:
         """(N', N) products with the training rows -> (N', k): coordinates of the centred rows."""
         return (K - K.mean(1, keepdim=True) - self.mean + self.total) @ self.directions
+
+
+def standard(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of the rows of raw (N, D); a constant entry has deviation 1."""
+    mean, std = raw.mean(0), raw.std(0, correction=0)
+    return mean, torch.where(std > 0, std, torch.ones_like(std))
 
 
 def memoised(make: Callable[[Batch], Tensor]) -> Callable[[Batch], Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,12 +13,10 @@ from lolgen.tasks.reader import FULL, Budget, Config, Layout, Reader, choose, la
 from lolgen.tasks.training import apply, train_net
 
 CONFIGURATIONS: list[Config] = [
-    {"d": 16, "hidden": 128, "lr": 3e-3},
-    {"d": 32, "hidden": 128, "lr": 1e-3},
-    {"d": 16, "hidden": 128, "lr": 1e-3},
-    {"d": 32, "hidden": 128, "lr": 3e-3},
-    {"d": 64, "hidden": 64, "lr": 1e-3},
     {"d": 16, "hidden": 128, "lr": 1e-2},
+    {"d": 16, "hidden": 128, "lr": 3e-3},
+    {"d": 32, "hidden": 128, "lr": 3e-3},
+    {"d": 32, "hidden": 128, "lr": 1e-3},
 ]
 
 
@@ -34,19 +32,45 @@ def fit(
     budget: Budget = FULL,
 ) -> Reader:
     """See `lolgen.tasks.reader.Fit`. One set of weights serves every rank."""
+
+    def design(outputs: int, c: Config) -> GLNetConfig:
+        return GLNetConfig(outputs, d=int(c["d"]), hidden=int(c["hidden"]))
+
+    data = train, y, validation, y_val
+    return fit_glnet(design, CONFIGURATIONS, *data, classes, seed, config=config, budget=budget)
+
+
+def fit_glnet(
+    design: Callable[[int, Config], GLNetConfig],
+    configurations: list[Config],
+    train: Batch,
+    y: Tensor,
+    validation: Batch,
+    y_val: Tensor,
+    classes: Mapping[str, int] | Layout,
+    seed: int,
+    *,
+    config: Config | None,
+    budget: Budget,
+    epochs: int = 40,
+    batch: int = 64,
+    patience: int = 12,
+) -> Reader:
+    """`fit` of any GL-net: `design(outputs, configuration)` is its config."""
     layout = layout_of(classes)
     y, y_val = layout.check(train, y), layout.check(validation, y_val)
 
     def one(c: Config) -> tuple[torch.nn.Module, float]:
         def make() -> GLNet:
-            net = GLNet(train.spec, GLNetConfig(layout.total, d=int(c["d"]), hidden=int(c["hidden"])))
+            net = GLNet(train.spec, design(layout.total, c))
             net.fit(train)
             return net
 
         return train_net(
-            make, train, y, validation, y_val, layout, seed=seed, lr=c["lr"], budget=budget, epochs=40
-        )
+            make, train, y, validation, y_val, layout,
+            seed=seed, lr=c["lr"], budget=budget, epochs=epochs, batch=batch, patience=patience,
+        )  # fmt: skip
 
-    net, chosen = choose(CONFIGURATIONS, one, config, budget)
+    net, chosen = choose(configurations, one, config, budget)
     temperature = layout.calibrate(apply(net, validation), y_val)
     return Reader(layout, lambda batch: apply(net, batch), temperature, chosen)

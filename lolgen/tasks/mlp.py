@@ -16,8 +16,6 @@ CONFIGURATIONS: list[Config] = [
     {"hidden": 256, "lr": 1e-3},
     {"hidden": 64, "lr": 3e-3},
     {"hidden": 256, "lr": 3e-4},
-    {"hidden": 64, "lr": 3e-4},
-    {"hidden": 128, "lr": 1e-3},
 ]
 
 
@@ -50,7 +48,7 @@ def fit(
     std = torch.where(std > 0, std, torch.ones_like(std))
 
     def features(batch: Batch) -> Tensor:
-        return (flatten(_to_rank(batch, rank)) - mean) / std
+        return (flatten(to_rank(batch, rank)) - mean) / std
 
     x, x_val = (raw - mean) / std, features(validation)
 
@@ -65,7 +63,8 @@ def fit(
     return Reader(layout, lambda batch: apply(net, features(batch)), temperature, chosen)
 
 
-def _to_rank(batch: Batch, rank: int) -> Batch:
+def to_rank(batch: Batch, rank: int) -> Batch:
+    """The batch padded with zero columns to `rank`, or cut to its first `rank` columns in its own gauge."""
     if batch.rank <= rank:
         return batch.padded(rank)
     return batch.map(lambda U, V: (U[..., :rank], V[..., :rank]), ranks=batch.ranks.clamp(max=rank))

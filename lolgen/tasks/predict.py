@@ -23,14 +23,14 @@ from lolgen.errors import LolgenError
 from lolgen.io.atomic import write_file
 from lolgen.lora import Batch
 from lolgen.tasks import ours
-from lolgen.tasks.models import MODELS, model
+from lolgen.tasks.models import MODELS, SOURCES, model
 from lolgen.tasks.reader import FULL, QUICK
 from lolgen.zoo.zoo import Zoo
 
 ROW = "attributes"
 """The row of the mean over attributes; the others are named after one attribute each."""
 SPLITS = ("train", "validation", "test")
-_SHARED = ("features", "predict", "reader", "ridge", "training", "traits")
+_SHARED = ("features", "predict", "reader", "ridge", "token_net", "training", "traits")
 """Files beside the models' own, one a model, whose change makes kept results stale."""
 Data = dict[str, tuple[Batch, Tensor]]
 Result = dict[str, Any]
@@ -176,8 +176,8 @@ def _key(
     )
     for name in sorted({r["shard"] for r in zoo.rows}):
         digest.update(hashlib.sha256((zoo.folder / name).read_bytes()).digest())
-    for name in (*MODELS, *_SHARED):
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    for path in (*SOURCES, *(Path(__file__).parent / f"{name}.py" for name in _SHARED)):
+        digest.update(path.read_bytes())
     given = {} if directions is None else {"directions": directions}
     for name, S in sorted(given.items()):
         digest.update(name.encode() + S.detach().double().cpu().contiguous().numpy().tobytes())

@@ -196,11 +196,11 @@ _INVERSE = torch.logspace(-2, 3, 76)
 class Budget:
     """The same for every model: `configurations` tried on validation, and the share of the epochs that a net gets."""
 
-    configurations: int = 6
+    configurations: int = 4
     epochs: float = 1.0
 
 
-FULL, QUICK = Budget(), Budget(configurations=2, epochs=0.2)
+FULL, QUICK = Budget(), Budget(configurations=1, epochs=0.2)
 
 
 @dataclass

@@ -18,8 +18,6 @@ CONFIGURATIONS: list[Config] = [
     {"hidden": 64, "lr": 3e-3},
     {"hidden": 256, "lr": 1e-3},
     {"hidden": 64, "lr": 1e-2},
-    {"hidden": 256, "lr": 1e-2},
-    {"hidden": 64, "lr": 1e-3},
 ]
 
 

@@ -14,10 +14,12 @@ from lolgen.testing import assert_invariant, random_lora
 from .tiny import LONGER, RANKS, SPEC, batch
 
 
-@pytest.mark.parametrize("gate, layers", [(False, 1), (True, 2)])
+@pytest.mark.parametrize(
+    "gate, layers, transformer", [(False, 1, False), (True, 1, False), (True, 2, False), (False, 2, True)]
+)
 @pytest.mark.parametrize("ranks", RANKS.values(), ids=RANKS)
-def test_gl_net_is_invariant(ranks: list[int], gate: bool, layers: int) -> None:
-    config = GLNetConfig(outputs=3, d=4, layers=layers, gate=gate, hidden=8)
+def test_gl_net_is_invariant(ranks: list[int], gate: bool, layers: int, transformer: bool) -> None:
+    config = GLNetConfig(outputs=3, d=4, layers=layers, gate=gate, hidden=8, transformer=transformer)
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         net = GLNet(SPEC, config).to(dtype).eval()
@@ -40,6 +42,14 @@ def test_gate_is_the_papers_formula() -> None:
     assert torch.allclose(x.U, U * delta.sum(-1).sign().relu()[..., None])
     assert torch.allclose(x.V, V * delta.sum(-2).sign().relu()[..., None])
     assert (x.U == 0).any() and (x.U != 0).any()
+
+
+def test_transformer_head_tells_modules_apart() -> None:
+    torch.manual_seed(0)
+    net = GLNet(SPEC, GLNetConfig(outputs=2, d=4, hidden=8, transformer=True)).eval()
+    x = torch.randn(3, len(SPEC), 16)
+    assert net.head(x.flatten(1)).shape == (3, 2)
+    assert not torch.allclose(net.head(x.flatten(1)), net.head(x.flip(1).flatten(1)))
 
 
 def test_scale_and_spec() -> None:

@@ -40,7 +40,7 @@ def test_report_has_the_form(zoo: Path, tmp_path: Path) -> None:
     for row in report["rows"].values():
         assert list(row) == ["metric", "higher_is_better", "models"]
         assert row["metric"] == "accuracy" and row["higher_is_better"] is True
-        assert list(row["models"]) == ["ours", "majority", "mlp", "svd", "dense", "glnet", "kernel"]
+        assert list(row["models"]) == list(MODELS)
         for entry in row["models"].values():
             assert list(entry) == ["mean", "std"]
             assert 0 <= entry["mean"] <= 1 and entry["std"] >= 0
@@ -49,7 +49,7 @@ def test_report_has_the_form(zoo: Path, tmp_path: Path) -> None:
         assert report["rows"]["attributes"]["models"][name]["mean"] == pytest.approx(sum(each) / 3, abs=1e-5)
     table = (tmp_path / "reports" / "predict.md").read_text()
     assert "`lolgen eval predict --quick`" in table
-    assert "| row | ours | majority | mlp | svd | dense | glnet | kernel |" in table
+    assert f"| row | {' | '.join(MODELS)} |" in table
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -9,10 +9,13 @@ from lolgen.commands.common import Subparsers
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
-    p.add_argument("what", choices=["generate", "predict", "edit", "invert"])
+    p.add_argument("what", choices=["generate", "predict", "edit", "invert", "paper", "shipped"])
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
-    p.add_argument("--zoo", help="folder of the zoo (default: the shipped faces)")
+    p.add_argument("--zoo", help="folder of the zoo (default: the shipped faces); paper: of all zoos")
+    p.add_argument("--workers", type=int, default=2, help="paper: processes, one thread each")
+    p.add_argument("--tasks", nargs="+", help="paper: only these")
+    p.add_argument("--models", nargs="+", help="paper: only these")
     p.set_defaults(run=run)
 
 
@@ -24,6 +27,23 @@ def run(args: argparse.Namespace) -> int:
         from lolgen.tasks.generate import evaluate
 
         print(evaluate(zoo, args.out, quick=args.quick))
+    elif args.what == "paper":
+        from lolgen.tasks.paper.report import evaluate as evaluate_paper
+
+        print(
+            evaluate_paper(
+                args.zoo,
+                args.out,
+                models=args.models,
+                tasks=args.tasks,
+                quick=args.quick,
+                workers=args.workers,
+            )
+        )
+    elif args.what == "shipped":
+        from lolgen.tasks.paper.shipped import evaluate as evaluate_shipped
+
+        print(evaluate_shipped())
     elif args.what == "edit":
         from lolgen import pipeline
         from lolgen.tasks.edit_report import evaluate as evaluate_edits

@@ -51,13 +51,7 @@ class Ears:
             if directions is not None and text and spec.in_flat == directions.shape[-1]:
                 P.append(directions.float())
                 continue
-            U, V = group.U[:, j], group.V[:, j]
-            size = (U.mT @ U * (V.mT @ V)).sum((1, 2)).clamp(min=1e-30)
-            left = (V @ (U.mT @ U) / size[:, None, None]).permute(1, 0, 2).flatten(1)
-            values, vectors = torch.linalg.eigh((left @ V.permute(1, 0, 2).flatten(1).T).double())
-            values, vectors = values.flip(0)[:most], vectors.flip(1)[:, :most]
-            weight = (values / values[0].clamp(min=1e-300)).clamp(min=0) ** 0.25
-            P.append((vectors * weight).float())
+            P.append(_leading(group.U[:, j].float(), group.V[:, j].float(), most))
         return Ears(P)
 
     def answers(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -80,6 +74,23 @@ class Ears:
         if felt:
             parts.append(torch.cat(felt, 1))
         return torch.cat([torch.nn.functional.normalize(p, dim=1, eps=1e-20) for p in parts], 1), loud
+
+
+def _leading(U: Tensor, V: Tensor, most: int) -> Tensor:
+    """(in, p), the leading eigenvectors of the sum over LoRAs of V (U^T U) V^T / |delta W|^2 = L L^T, each weighted by
+    the fourth root of its share of the largest eigenvalue. U (N, out, r), V (N, in, r)."""
+    G = U.mT @ U
+    size = (G * (V.mT @ V)).sum((1, 2)).clamp(min=1e-30)
+    values, vectors = torch.linalg.eigh((G / size[:, None, None]).double())
+    root = (vectors * values.clamp(min=0).sqrt()[:, None]).float()
+    L = (V @ root).permute(1, 0, 2).flatten(1)  # (in, N r)
+    # Whichever side is smaller is decomposed: a module of 12,288 inputs must not cost a cube of them.
+    wide = L.shape[0] > L.shape[1]
+    values, vectors = torch.linalg.eigh((L.T @ L if wide else L @ L.T).double())
+    values, vectors = values.flip(0)[:most].clamp(min=0), vectors.flip(1)[:, :most]
+    if wide:
+        vectors = L.double() @ vectors / values.sqrt().clamp(min=1e-150)
+    return (vectors * (values / values[0].clamp(min=1e-300)) ** 0.25).float()
 
 
 def sizes(batch: Batch, rank: int, tier: int) -> Tensor:

@@ -135,3 +135,17 @@ def test_what_is_unlike_the_zoo_is_said(of_classes) -> None:
     noise = TEST[0].map(lambda U, V: (torch.randn(U.shape, generator=g), torch.randn(V.shape, generator=g)))
     assert float(of_classes.familiar(noise).float().mean()) < 0.1
     assert not bool(of_classes.familiar(TEST[0].map(lambda U, V: (U * 1e4, V))).any())
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_inputs_that_are_used_most_come_first(count: int) -> None:
+    """Against the eigenvectors of the whole second moment, on either side of the smaller matrix."""
+    batch = TRAIN[0][:count]
+    ears = Ears.of(batch, most=3)
+    for m, group, j in ((m, g, j) for g in batch.groups for j, m in enumerate(g.index)):
+        delta = (group.U[:, j] @ group.V[:, j].mT).double()
+        delta = delta / delta.flatten(1).norm(dim=1)[:, None, None]
+        values, vectors = torch.linalg.eigh((delta.mT @ delta).sum(0))
+        wanted = vectors.flip(1)[:, :3] * (values.flip(0)[:3] / values[-1]) ** 0.25
+        P = ears.P[m].double()
+        torch.testing.assert_close((P.mT @ wanted).abs(), (wanted.mT @ wanted), atol=2e-3, rtol=1e-2)

@@ -36,7 +36,7 @@ NETS: tuple[tuple[str, ...], ...] = (("answers",), ("answers",), ("sizes",), ("a
 PICKS, BAGS = 15, 8
 LEAST = 0.04
 """A smaller share in an average is none: the model stays small."""
-MARGIN = 0.02
+MARGIN = 0.05
 """How much better, as a share of the score, a smaller group's sizes must read to be taken."""
 NEIGHBOURS = 5
 

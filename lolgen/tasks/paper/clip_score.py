@@ -26,4 +26,11 @@ def load(zoos: Path) -> Data:
     return Data(Numbers.of(["clip_score"], train[1]), train, validation, tests)
 
 
-TASK = Task("clip_score", "CLIP score (33 prompts)", ("faces",), load, metric="tau")
+TASK = Task(
+    "clip_score",
+    "CLIP score (33 prompts)",
+    ("faces",),
+    load,
+    metric="tau",
+    files=(*Task.files, "clip_scores.json"),
+)

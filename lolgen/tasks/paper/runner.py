@@ -168,14 +168,13 @@ def key_of(job: Job, zoos: Path, seeds: Sequence[int], quick: bool) -> str:
     for source in sources:
         digest.update(Path(source).read_bytes())
     for zoo in (*TASKS[name].zoos, *(TASKS[name].optional)):
-        digest.update(_of_zoo(zoos / zoo).encode())
+        digest.update(_of_zoo(zoos / zoo, TASKS[name].files).encode())
     return digest.hexdigest()[:16]
 
 
 @cache
-def _of_zoo(folder: Path) -> str:
+def _of_zoo(folder: Path, files: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.is_file():
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(p for pattern in files for p in folder.glob(pattern)):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -31,8 +31,8 @@ class Data:
 
 @dataclass(frozen=True)
 class Task:
-    """`load(zoos)` reads the data from the folder of all zoos; `zoos`: the folders there that it needs, `optional`: that
-    some of its rows need, `files`: what results depend on in them.
+    """`load(zoos)` reads the data from the folder of all zoos; `zoos`: the folders there that it needs, `optional`:
+    those that some of its rows need, `files`: what results depend on in them.
 
     `parts`: whether each label has a row of its own beside their mean. `sizes`: numbers of training LoRAs to fit on,
     None for all. `hears`: whether lolgen's reader may listen at the base's text states (the base is at hand).

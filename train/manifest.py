@@ -25,7 +25,12 @@ MADE_BY: dict[str, dict[str, Any]] = {
     "probe.safetensors": {"stages": ["probe_train"], "scores": "base.json"},
     "selector.safetensors": {"stages": ["probe_train --recipe selector --seed 1"]},
     "faces": {"stages": ["generator_train", "generator_tune", "predictor_train"], "scores": "generate.json"},
-    "zoos/faces": {"stages": ["zoo_build"], "scores": "zoo_gate.json"},
+    "zoos/faces": {"stages": ["zoo_build", "clip_labels"], "scores": "zoo_gate.json"},
+    "zoos/styles": {"stages": ["zoo_build --recipe styles"], "scores": "styles_gate.json"},
+    "zoos/faces-fresh": {"stages": ["zoo_build --recipe fresh"]},
+    "tiny-sd-further": {"stages": ["base_further"]},
+    "zoos/faces-further": {"stages": ["zoo_build --recipe further --base checkpoints/tiny-sd-further"]},
+    "predictors": {"stages": ["predictors_train"]},
 }
 
 

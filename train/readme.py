@@ -57,12 +57,28 @@ def invert() -> str:
     return table(["from a picture", "attributes read back", "identity (cosine)", "seconds"], rows)
 
 
+def paper() -> str:
+    rows = report("paper")["rows"]
+    names = {
+        "ours": "lolgen", "glnet": "GL-net", "glnet_transformer": "GL-net, transformer", "kernel": "kernel ridge",
+        "gp": "Gaussian process", "dense": "dense", "w2t": "W2T", "o_align": "O-Align", "svd": "spectra",
+        "mlp": "flattened MLP", "majority": "majority",
+    }  # fmt: skip
+    titles = {
+        "clip_score": "CLIP score (Kendall's tau)", "attributes": "portrait attributes", "styles": "styles (ten bits)",
+        "dataset_size": "dataset size", "recipe": "lr, steps, prompt", "recipe_rank": "rank",
+        "cross_model_same_base": "attributes, new identities", "cross_model_second_base": "the same on another base",
+    }  # fmt: skip
+    cells = [[f"{rows[r]['models'][n]['mean']:.3f}" for n in names] for r in titles if r in rows]
+    return table(["", *names.values()], [[t, *c] for t, c in zip(titles.values(), cells, strict=True)])
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-BLOCKS = {"generate": generate, "edit": edit, "invert": invert}
+BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper}
 
 
 def refreshed(text: str) -> str:

@@ -11,8 +11,15 @@ from __future__ import annotations
 from lolgen.pipeline.drawing import draw_change, draw_preview, draw_rows
 from lolgen.pipeline.editing import edit, mix
 from lolgen.pipeline.making import generate, invert, sample
-from lolgen.pipeline.models import MODEL, load_editor, load_generator, load_imager, load_predictor
-from lolgen.pipeline.reading import predict
+from lolgen.pipeline.models import (
+    MODEL,
+    load_editor,
+    load_generator,
+    load_imager,
+    load_predictor,
+    load_readers,
+)
+from lolgen.pipeline.reading import predict, read
 from lolgen.tools.compare import compare
 
 __all__ = [
@@ -28,7 +35,9 @@ __all__ = [
     "load_generator",
     "load_imager",
     "load_predictor",
+    "load_readers",
     "mix",
     "predict",
+    "read",
     "sample",
 ]

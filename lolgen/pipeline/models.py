@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from lolgen.editor import Editor
     from lolgen.generator import Generator
     from lolgen.imager import Imager
+    from lolgen.lora import Spec
     from lolgen.predictor import Predictor
+    from lolgen.tasks.ours import OursReader
 
 MODEL = "faces"
 """The zoo whose models serve by default: folder in checkpoints/."""
@@ -47,3 +49,12 @@ def load_imager(model: str = MODEL) -> Imager:
     from lolgen.imager import Imager
 
     return Imager.load(checkpoints_dir() / model / "imager.safetensors")
+
+
+@cache
+def load_readers() -> dict[str, tuple[Spec, OursReader]]:
+    """Task -> modules and reader, of every shipped reader but that of the rank, which a file's shape tells."""
+    from lolgen.tasks import shelf
+
+    folders = sorted(p for p in (checkpoints_dir() / "predictors").glob("*") if p.name != "rank")
+    return {p.name: (shelf.spec_of(p), shelf.load(p)) for p in folders}

@@ -38,7 +38,7 @@ SHAPES: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 """Name -> (layers, width), Brown et al. 2020, table 2.1."""
 PARAMETERS = {"M": 1e6, "B": 1e9}
-RANK, HIDDEN, COMPONENTS, LORAS = 4, 64, 160, 1600
+RANK, HIDDEN, COMPONENTS, LORAS = 4, 64, 256, 1600
 
 
 def make(layers: int, width: int, count: int, seed: int = 0) -> Batch:

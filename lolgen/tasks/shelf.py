@@ -53,7 +53,8 @@ def save(reader: OursReader, spec: Spec, folder: str | Path) -> Path:
     layout = model.layout
     meta: dict[str, Any] = {
         "format": 1, "spec": spec.to_json(), "counts": layout.counts, "kind": type(layout).__name__,
-        "rank": model.traits.rank, "tier": model.traits.tier, "config": model.config, "members": members,
+        "rank": model.traits.rank, "least": model.traits.least, "tier": model.traits.tier, "config": model.config,
+        "members": members,
     }  # fmt: skip
     if isinstance(layout, Numbers):
         tensors |= {"layout.mean": layout.mean, "layout.std": layout.std}
@@ -84,8 +85,8 @@ def load(folder: str | Path) -> OursReader:
     )
     spec = Spec.from_json(meta["spec"])
     traits = Traits(
-        Ears([t[f"ears.{m}"] for m in range(len(spec))]), int(meta["rank"]), int(meta["tier"]), t["traits.into"],
-        t["traits.centre"], t["traits.mean"], t["traits.std"],
+        Ears([t[f"ears.{m}"] for m in range(len(spec))]), int(meta["rank"]), int(meta["least"]), int(meta["tier"]),
+        t["traits.into"], t["traits.centre"], t["traits.mean"], t["traits.std"],
     )  # fmt: skip
     members = []
     for k, entry in enumerate(meta["members"]):

@@ -93,16 +93,23 @@ def _leading(U: Tensor, V: Tensor, most: int) -> Tensor:
     return (vectors * (values / values[0].clamp(min=1e-300)) ** 0.25).float()
 
 
-def sizes(batch: Batch, rank: int, tier: int) -> Tensor:
-    """Logarithms of the sizes of all tiers up to `tier`, (N, S): spectra are cut or padded to `rank`."""
-    parts = [_log(_to(gl.spectrum_batch(batch), rank)).flatten(1)]
-    parts.append(_log(gl.spectrum_batch(batch).square().sum(2)))
-    for _, group, j in modules(batch):
+def sizes(batch: Batch, rank: int, tier: int, least: int = 0) -> Tensor:
+    """Logarithms of the sizes of all tiers up to `tier`, (N, S): spectra are cut or padded to `rank`.
+
+    Of a module whose rank is below `least` the values past its rank are NaN, unknown: a reader that never saw such a
+    rank would take them for extremely small ones.
+    """
+    spectrum = gl.spectrum_batch(batch)
+    past = torch.arange(rank) >= batch.ranks[..., None]  # (N, M, rank)
+    unknown = torch.where(past & (batch.ranks < least)[..., None], torch.nan, 0.0)
+    parts = [(_log(_to(spectrum, rank)) + unknown).flatten(1), _log(spectrum.square().sum(2))]
+    for m, group, j in modules(batch):
         U, V = group.U[:, j].float(), group.V[:, j].float()
         if tier >= 1:
             left, right = U.mT @ U, V.mT @ V
             for G in (left, right):
-                parts.append(_log(_to(torch.linalg.eigvalsh(G).flip(-1).clamp(min=0), rank)))
+                values = torch.linalg.eigvalsh(G).flip(-1).clamp(min=0)
+                parts.append(_log(_to(values, rank)) + unknown[:, m])
             parts.append(_log(torch.stack([(G * G).sum((1, 2)) for G in (left, right)], 1)))
         if tier >= 2:
             for X in (U, V):
@@ -128,11 +135,13 @@ def _log(x: Tensor) -> Tensor:
 class Traits:
     """Batch -> the two blocks that kernels and nets read, both (N, .) with rows of mean square about 1 in total.
 
-    `into` (F, k), `centre` (k,): answers to principal components. `mean`, `std` (S,): of the sizes.
+    `rank` and `least`: the largest and the smallest rank trained on. `into` (F, k), `centre` (k,): answers to principal
+    components. `mean`, `std` (S,): of the sizes; what is unknown counts as the mean.
     """
 
     ears: Ears
     rank: int
+    least: int
     tier: int
     into: Tensor
     centre: Tensor
@@ -140,7 +149,7 @@ class Traits:
     std: Tensor
 
     @staticmethod
-    def fit(train: Batch, tier: int, directions: Tensor | None = None, most: int = 160) -> Traits:
+    def fit(train: Batch, tier: int, directions: Tensor | None = None, most: int = 256) -> Traits:
         """The first `most` components, exact, by the Gram trick."""
         ears = Ears.of(train, directions)
         x, loud = ears.answers(train)
@@ -153,14 +162,15 @@ class Traits:
         into = into / (values.clamp(min=0).sum() / len(x)).sqrt().clamp(min=1e-20).float()
         s = torch.cat([sizes(train, train.rank, tier), loud], 1)
         std = s.std(0)
+        least = int(train.ranks.min())
         return Traits(
-            ears, train.rank, tier, into, x_mean @ into, s.mean(0), torch.where(std > 1e-4, std, 1.0)
+            ears, train.rank, least, tier, into, x_mean @ into, s.mean(0), torch.where(std > 1e-4, std, 1.0)
         )
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(answers (N, k), sizes (N, S))."""
         x, loud = self.ears.answers(batch)
         a = x @ self.into - self.centre
-        s = torch.cat([sizes(batch, self.rank, self.tier), loud], 1)
-        s = ((s - self.mean) / self.std).clamp(-LIMIT, LIMIT)
+        s = torch.cat([sizes(batch, self.rank, self.tier, self.least), loud], 1)
+        s = ((s - self.mean) / self.std).clamp(-LIMIT, LIMIT).nan_to_num(0.0)
         return a, s / s.shape[1] ** 0.5

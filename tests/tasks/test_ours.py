@@ -149,3 +149,15 @@ def test_inputs_that_are_used_most_come_first(count: int) -> None:
         wanted = vectors.flip(1)[:, :3] * (values.flip(0)[:3] / values[-1]) ** 0.25
         P = ears.P[m].double()
         torch.testing.assert_close((P.mT @ wanted).abs(), (wanted.mT @ wanted), atol=2e-3, rtol=1e-2)
+
+
+def test_singular_values_that_a_rank_cannot_have_are_unknown_not_small() -> None:
+    traits = Traits.fit(TRAIN[0], 1, most=20)
+    one = Batch.stack([gl.resize(x, 1) for x in TEST[0][:6].unstack()])
+    raw = sizes(one, 3, 1, traits.least)
+    assert bool(raw.isnan().any()) and not bool(sizes(TEST[0][:6], 3, 1, traits.least).isnan().any())
+    a, s = traits(one)
+    assert torch.isfinite(s).all() and torch.isfinite(a).all()
+    # Padded with zeros it is the same LoRA; where rank 1 was trained on, zeros are facts.
+    torch.testing.assert_close(traits(one.padded(3))[1], s, atol=1e-3, rtol=1e-3)
+    assert not bool(sizes(one, 3, 1, 1).isnan().any())

@@ -47,6 +47,12 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(reliability(torch.ones(3), torch.zeros(3, dtype=torch.bool))) == 1.0
 
 
+def test_what_a_perfect_reader_would_show() -> None:
+    few, many = ([[n, 0.5, 0.5]] for n in (16.0, 1e6))
+    assert table.perfect(few) == pytest.approx(0.8 * 0.5 / 4, rel=0.15)  # E|N(0, 1)| = .798
+    assert table.perfect(many) < 1e-3 and table.perfect([[50.0, 1.0, 1.0]]) == 0.0
+
+
 def test_figures_of_classes_count_what_can_be_seen() -> None:
     batch, y = make(40, 3)
     layout = Classes(CLASSES)
@@ -118,7 +124,7 @@ def test_the_report_has_the_form_and_names_its_commands(zoos, tmp_path) -> None:
     row = found["rows"]["attributes"]
     assert row["metric"] == "accuracy" and row["higher_is_better"] is True
     assert set(row["models"]) == {"ours", "majority"} and set(row["models"]["ours"]) == {"mean", "std"}
-    assert set(row["calibration"]) == {"ece"}
+    assert set(row["calibration"]) == {"ece", "ece_if_perfect"}
     assert {"attributes_hue", "attributes@10", "attributes@rank3", "attributes_loss@rank3"} <= set(
         found["rows"]
     )

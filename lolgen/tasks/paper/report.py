@@ -137,11 +137,17 @@ def _verdicts(rows: Mapping[str, Any]) -> list[str]:
 
 
 def _calibration(rows: Mapping[str, Any]) -> list[str]:
-    lines = ["| row | expected calibration error | coverage of 95 % intervals |", "| --- | --- | --- |"]
+    lines = [
+        "Top-class confidence, 15 bins. A perfectly calibrated reader would show an error too, for bins hold few LoRAs: "
+        "the middle column, by simulation.",
+        "",
+        "| row | expected calibration error | if perfectly calibrated | coverage of 95 % intervals |",
+        "| --- | --- | --- | --- |",
+    ]
     for row, entry in rows.items():
         c = entry.get("calibration")
         if c and "mse" not in row:
-            cells = [f"{c[k]:.3f}" if k in c else "" for k in ("ece", "coverage")]
+            cells = [f"{c[k]:.3f}" if k in c else "" for k in ("ece", "ece_if_perfect", "coverage")]
             lines.append(f"| {row.replace('_', ' ')} | " + " | ".join(cells) + " |")
     return lines
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from lolgen.tasks.paper.tasks import TASKS
 
 Result = dict[str, Any]
@@ -49,6 +51,8 @@ def rows_of(results: Mapping[str, Result]) -> dict[str, Any]:
             if model == "ours":
                 kind = "ece" if "ece" in each[0] else "coverage"
                 value = {kind: round(mean(e[kind] for e in each), 4)}
+                if kind == "ece":
+                    value["ece_if_perfect"] = round(mean(perfect(e["reliability"]) for e in each), 4)
                 rows[row]["calibration"] = value
                 if "mse" in each[0]:
                     rows[mse]["calibration"] = value

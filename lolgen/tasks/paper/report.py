@@ -138,8 +138,8 @@ def _verdicts(rows: Mapping[str, Any]) -> list[str]:
 
 def _calibration(rows: Mapping[str, Any]) -> list[str]:
     lines = [
-        "Top-class confidence, 15 bins. A perfectly calibrated reader would show an error too, for bins hold few LoRAs: "
-        "the middle column, by simulation.",
+        "Top-class confidence, 15 bins. Bins hold few LoRAs, so that a perfectly calibrated reader would show an error "
+        "too: the middle column, by simulation.",
         "",
         "| row | expected calibration error | if perfectly calibrated | coverage of 95 % intervals |",
         "| --- | --- | --- | --- |",

@@ -59,6 +59,16 @@ def rows_of(results: Mapping[str, Result]) -> dict[str, Any]:
     return rows
 
 
+def perfect(table: list[list[float]], draws: int = 400) -> float:
+    """The calibration error that a reader with these confidences would show if it were perfectly calibrated: bins of
+    few LoRAs miss their mean by chance. Mean over `draws` of binomial counts."""
+    g = torch.Generator().manual_seed(0)
+    counts = torch.tensor([row[0] for row in table])
+    p = torch.tensor([row[1] for row in table]).clamp(0, 1)
+    right = torch.binomial(counts.expand(draws, -1), p.expand(draws, -1), generator=g) / counts
+    return float(((right - p).abs() * counts).sum(1).mean() / counts.sum())
+
+
 def _add(rows: dict[str, Any], row: str, metric: str, higher: bool, model: str, values: list[float]) -> None:
     entry = rows.setdefault(row, {"metric": metric, "higher_is_better": higher, "models": {}})
     std = stdev(values) if len(values) > 1 else 0.0

@@ -5,6 +5,9 @@ The full figures are in reports/, by the commands that the README names.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,12 @@ from lolgen.lora import ModuleSpec, Spec
 from lolgen.paths import checkpoints_dir, zoos_dir
 from lolgen.probe import Probe, mean_accuracy
 from lolgen.tasks.generate import draw
+from lolgen.tasks.paper.shipped import score
+from lolgen.tasks.paper.strangers import flagged
 from lolgen.testing import random_lora
 from lolgen.zoo.zoo import Zoo
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +147,26 @@ def test_an_adapter_of_another_base_is_refused_and_leaves_no_trace(module):
     with pytest.raises(LolgenError, match="base"):
         preview.attach(pipe, random_lora(Spec((module,)), 2))
     assert torch.equal(before, preview.draw(pipe, ["a photo of a person"], [0], steps=2))
+
+
+@pytest.mark.parametrize("name", ["clip_score", "attributes", "styles", "dataset_size", "recipe", "rank"])
+def test_a_shipped_reader_gives_its_row_of_the_table_again(name):
+    report = json.loads((ROOT / "reports" / "paper.json").read_text())
+    found = score(name)
+    row = report["rows"][found["row"]]["models"]["ours"]
+    assert abs(found["metric"] - row["mean"]) < 0.015 + 3 * row["std"], (found, row)
+
+
+def test_shipped_readers_know_a_stranger():
+    for name in ("attributes", "styles"):
+        found = flagged(name)
+        assert found[name] < 0.12 and found["noise of the same size"] > 0.95, (name, found)
+
+
+def test_read_tells_everything_of_a_generated_adapter(tmp_path):
+    pipeline.generate({"glasses": "yes"}, tmp_path / "made", seed=3)
+    row = pipeline.read([tmp_path / "made"])[0]
+    assert row["labels"]["glasses"]["value"] == "yes"
+    low, high = row["labels"]["clip_score"]["interval"]
+    assert low < row["labels"]["clip_score"]["value"] < high
+    assert {"lr", "steps", "prompt"} <= set(row["labels"]) and "planets" not in row["labels"]

@@ -12,15 +12,17 @@ def add(sub: Subparsers) -> None:
     p.add_argument("what", choices=["generate", "predict", "edit", "invert", "paper", "shipped"])
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
-    p.add_argument("--zoo", help="folder of the zoo (default: the shipped faces); paper: of all zoos")
-    p.add_argument("--workers", type=int, default=2, help="paper: processes, one thread each")
+    p.add_argument(
+        "--zoo", help="folder of the zoo (default: the shipped faces); paper, predict: of all zoos"
+    )
+    p.add_argument("--workers", type=int, default=2, help="paper, predict: processes, one thread each")
     p.add_argument("--tasks", nargs="+", help="paper: only these")
-    p.add_argument("--models", nargs="+", help="paper: only these")
+    p.add_argument("--models", nargs="+", help="paper, predict: only these")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from lolgen.paths import checkpoints_dir, zoos_dir
+    from lolgen.paths import zoos_dir
 
     zoo = args.zoo or zoos_dir() / "faces"
     if args.what == "generate":
@@ -54,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
 
         print(evaluate_inversion(zoo, args.out, quick=args.quick))
     else:
-        from lolgen.base import Base
-        from lolgen.tasks.directions import directions_of
-        from lolgen.tasks.predict import evaluate as evaluate_readers
+        from lolgen.tasks.paper.report import evaluate_attributes
 
-        base = Base.load(checkpoints_dir() / "tiny-sd")
-        evaluate_readers(zoo, out=args.out, quick=args.quick, directions=directions_of(base))
+        print(
+            evaluate_attributes(
+                args.zoo, args.out, models=args.models, quick=args.quick, workers=args.workers
+            )
+        )
     return 0

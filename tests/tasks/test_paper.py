@@ -134,6 +134,19 @@ def test_the_report_has_the_form_and_names_its_commands(zoos, tmp_path) -> None:
     assert "`lolgen eval paper --quick`" in text
 
 
+def test_attributes_alone_have_a_row_each(zoos, tmp_path) -> None:
+    report.evaluate(zoos, tmp_path, models=["ours", "kernel"], tasks=["attributes"], quick=True, workers=1)
+    kept = (tmp_path / ".cache" / "paper-quick.json").stat().st_mtime_ns
+    text = report.evaluate_attributes(zoos, tmp_path, models=["ours", "kernel"], quick=True, workers=1)
+    rows = json.loads((tmp_path / "predict.json").read_text())["rows"]
+    assert list(rows) == ["attributes", *CLASSES]
+    for name in ("ours", "kernel"):
+        each = [rows[n]["models"][name]["mean"] for n in CLASSES]
+        assert rows["attributes"]["models"][name]["mean"] == pytest.approx(sum(each) / 3, abs=1e-5)
+    assert (tmp_path / ".cache" / "paper-quick.json").stat().st_mtime_ns == kept, "nothing was run twice"
+    assert "`lolgen eval predict --quick`" in text
+
+
 def test_verdicts() -> None:
     entry = {
         "higher_is_better": False,

@@ -44,7 +44,7 @@ def rows_of(results: Mapping[str, Result]) -> dict[str, Any]:
                     model,
                     [e["loss"] for e in each],
                 )
-            if task.parts and test == next(iter(fits[0]["tests"])):
+            if task.parts and size == "all" and test == next(iter(fits[0]["tests"])):
                 for part in each[0]["each"]:
                     found = [e["each"][part] for e in each]
                     _add(rows, f"{test}_{part}", metric, True, model, found)

@@ -149,7 +149,7 @@ def test_an_adapter_of_another_base_is_refused_and_leaves_no_trace(module):
     assert torch.equal(before, preview.draw(pipe, ["a photo of a person"], [0], steps=2))
 
 
-@pytest.mark.parametrize("name", ["clip_score", "attributes", "styles", "dataset_size", "recipe", "rank"])
+@pytest.mark.parametrize("name", ["clip_score", "attributes", "styles", "dataset_size", "recipe"])
 def test_a_shipped_reader_gives_its_row_of_the_table_again(name):
     report = json.loads((ROOT / "reports" / "paper.json").read_text())
     found = score(name)

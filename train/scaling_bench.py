@@ -207,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("reports"))
     parser.add_argument("--references", type=int, default=16)
-    parser.add_argument("--limit", type=float, default=8e9, help="bytes")
+    parser.add_argument("--limit", type=float, default=9e9, help="bytes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="the two smallest sizes")
     args = parser.parse_args()

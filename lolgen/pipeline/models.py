@@ -53,8 +53,8 @@ def load_imager(model: str = MODEL) -> Imager:
 
 @cache
 def load_readers() -> dict[str, tuple[Spec, OursReader]]:
-    """Task -> modules and reader, of every shipped reader but that of the rank, which a file's shape tells."""
+    """Task -> modules and reader, of every shipped reader of the paper's tasks."""
     from lolgen.tasks import shelf
 
-    folders = sorted(p for p in (checkpoints_dir() / "predictors").glob("*") if p.name != "rank")
+    folders = sorted((checkpoints_dir() / "predictors").glob("*"))
     return {p.name: (shelf.spec_of(p), shelf.load(p)) for p in folders}

@@ -39,6 +39,8 @@ LEAST = 0.04
 MARGIN = 0.05
 """How much better, as a share of the score, a smaller group's sizes must read to be taken."""
 NEIGHBOURS = 5
+READOUT = 50_000_000
+"""Most numbers in the readout of the cosine kernel, which is as large as delta W for every column: beyond, no cosine."""
 
 
 class Net(nn.Module):
@@ -149,10 +151,10 @@ def fit(
     traits, chosen = _choose(train, validation, y_val, targets, config, budget, directions)
     inputs, held = traits(train), traits(validation)
     members, found = _kernels(inputs, held, y_val, targets)
-    for member, scores in [
-        _cosine(train, validation, y_val, targets),
-        *_nets(train, inputs, y, validation, held, y_val, layout, seed, budget),
-    ]:
+    others = _nets(train, inputs, y, validation, held, y_val, layout, seed, budget)
+    if sum(m.out * m.in_flat for m in train.spec) * layout.total <= READOUT:
+        others.append(_cosine(train, validation, y_val, targets))
+    for member, scores in others:
         members.append(member)
         found.append(scores)
     temperatures = torch.stack([layout.calibrate(s, y_val) for s in found])

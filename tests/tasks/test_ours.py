@@ -161,3 +161,13 @@ def test_singular_values_that_a_rank_cannot_have_are_unknown_not_small() -> None
     # Padded with zeros it is the same LoRA; where rank 1 was trained on, zeros are facts.
     torch.testing.assert_close(traits(one.padded(3))[1], s, atol=1e-3, rtol=1e-3)
     assert not bool(sizes(one, 3, 1, 1).isnan().any())
+
+
+def test_no_readout_of_the_size_of_delta_w_where_that_is_large(monkeypatch) -> None:
+    kinds = []
+    for most in (ours.READOUT, 100):
+        monkeypatch.setattr(ours, "READOUT", most)
+        reader = ours.fit(*TRAIN, *VALIDATION, CLASSES, config={"tier": 0.0}, budget=BUDGET)
+        assert reader.model is not None
+        kinds.append({m.kind for m in reader.model.members})
+    assert kinds == [{"kernel", "net", "glnet", "cosine"}, {"kernel", "net", "glnet"}]

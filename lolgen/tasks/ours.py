@@ -40,7 +40,7 @@ MARGIN = 0.05
 """How much better, as a share of the score, a smaller group's sizes must read to be taken."""
 NEIGHBOURS = 5
 READOUT = 50_000_000
-"""Most numbers in the readout of the cosine kernel, which is as large as delta W for every column: beyond, no cosine."""
+"""Most numbers in the cosine kernel's readout, as large as delta W for every column: beyond, there is no cosine."""
 
 
 class Net(nn.Module):

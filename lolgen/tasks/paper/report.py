@@ -12,7 +12,7 @@ from lolgen.paths import zoos_dir
 from lolgen.tasks.models import MODELS
 from lolgen.tasks.paper import plots
 from lolgen.tasks.paper.ranks import RANKS
-from lolgen.tasks.paper.runner import PAPER, SEEDS, run
+from lolgen.tasks.paper.runner import PAPER, QUICK, SEEDS, run
 from lolgen.tasks.paper.table import MAIN, rows_of, verdict
 from lolgen.tasks.paper.tasks import TASKS
 
@@ -95,7 +95,7 @@ def markdown(rows: Mapping[str, Any], results: Mapping[str, Any], figures: list[
         "# Every prediction task of the paper",
         "",
         f"Written by `{command}` from the shipped zoos: `paper.json`, this page and the figures. Every model is tuned "
-        f"alike: {PAPER.configurations} configurations, chosen on the validation split with the first seed; mean and "
+        f"alike: {(QUICK if '--quick' in command else PAPER).configurations} configurations, chosen on the validation split with the first seed; mean and "
         f"standard deviation over {seeds} seed{'s' if seeds > 1 else ''}, one fit where nothing is random. Splits are "
         "disjoint by identity (faces) and by subset (styles).",
         "",

@@ -91,11 +91,13 @@ def markdown(rows: Mapping[str, Any], results: Mapping[str, Any], figures: list[
     """The page, its tables with models down and rows across."""
     names = [m for m in MODELS if any(m in e["models"] for e in rows.values())]
     seeds = max(len(r["fits"]) for r in results.values())
+    tried = (QUICK if "--quick" in command else PAPER).configurations
     lines = [
         "# Every prediction task of the paper",
         "",
         f"Written by `{command}` from the shipped zoos: `paper.json`, this page and the figures. Every model is tuned "
-        f"alike: {(QUICK if '--quick' in command else PAPER).configurations} configurations, chosen on the validation split with the first seed; mean and "
+        f"alike: {tried} configuration{'s' if tried > 1 else ''}, chosen on the validation split with the first seed; "
+        "mean and "
         f"standard deviation over {seeds} seed{'s' if seeds > 1 else ''}, one fit where nothing is random. Splits are "
         "disjoint by identity (faces) and by subset (styles).",
         "",

@@ -1,7 +1,7 @@
 """What the models of the table share: Gram matrices of delta W and the principal components that follow from them.
 
 Several models and seeds read the same batches, and the Gram matrix of 1,600 LoRAs takes seconds, so it is kept for
-as long as its batches live. A batch must not be changed in place between two fits.
+as long as its batches live, and so are their norms. A batch must not be changed in place between two fits.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lolgen import metrics
 from lolgen.lora import Batch
 
 _kept: WeakKeyDictionary[Batch, WeakKeyDictionary[Batch, Tensor]] = WeakKeyDictionary()
+_sizes: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 
 
 def gram(x: Batch, y: Batch | None = None) -> Tensor:
@@ -29,9 +30,14 @@ def gram(x: Batch, y: Batch | None = None) -> Tensor:
 
 
 def norms(x: Batch) -> Tensor:
-    """|delta W| over all modules, (N,) float32; 1 for a zero LoRA, so that it can divide."""
-    size = metrics.norm(x)
-    return torch.where(size > 0, size, torch.ones_like(size)).float()
+    """|delta W| over all modules, (N,) float32; 1 for a zero LoRA, so that it can divide.
+
+    Kept like `gram`: a kernel asks for those of its training LoRAs at every reading, which cost more than the reading.
+    """
+    if x not in _sizes:
+        size = metrics.norm(x)
+        _sizes[x] = torch.where(size > 0, size, torch.ones_like(size)).float()
+    return _sizes[x]
 
 
 def cosine_gram(x: Batch, y: Batch | None = None) -> Tensor:

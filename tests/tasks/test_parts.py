@@ -7,7 +7,7 @@ from synthetic import CLASSES, SPEC, make
 from torch import Tensor
 
 from lolgen.lora import Batch
-from lolgen.tasks.features import Components, cosine_gram, gram
+from lolgen.tasks.features import Components, cosine_gram, gram, norms
 from lolgen.tasks.mlp import flatten
 from lolgen.tasks.ours import blend
 from lolgen.tasks.reader import FULL, QUICK, Budget, Classes, Reader, choose
@@ -35,6 +35,8 @@ def test_gram_is_kept_as_long_as_its_batches() -> None:
     torch.testing.assert_close(gram(batch).double(), flat(batch) @ flat(batch).T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gram(OTHER, batch).double(), flat(OTHER) @ flat(batch).T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(cosine_gram(batch).diagonal(), torch.ones(5))
+    assert norms(batch) is norms(batch) and norms(OTHER) is not norms(batch)
+    torch.testing.assert_close(norms(batch).double(), flat(batch).norm(dim=1), rtol=1e-5, atol=1e-6)
 
 
 def test_components_are_the_principal_components_of_delta_w() -> None:

@@ -1,0 +1,38 @@
+"""The most memory that a piece of work held, from the kernel's own count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident(field: str = "VmRSS") -> int | None:
+    """Bytes of this process in memory now, or at most (`VmHWM`); None where there is no /proc."""
+    with suppress(OSError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+class Peak:
+    """`bytes`: how far memory rose above where it stood at the start; None where it cannot be told."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def peak() -> Iterator[Peak]:
+    """Watch the block. The high-water mark is set back first, so that earlier work does not count (Linux)."""
+    found, start = Peak(), resident()
+    reset = False
+    with suppress(OSError):
+        _CLEAR.write_text("5")
+        reset = True
+    yield found
+    most = resident("VmHWM")
+    if reset and start is not None and most is not None:
+        found.bytes = max(0, most - start)

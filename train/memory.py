@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,9 @@ class Peak:
 @contextmanager
 def peak() -> Iterator[Peak]:
     """Watch the block. The high-water mark is set back first, so that earlier work does not count (Linux)."""
+    with suppress(OSError, AttributeError):
+        # What was freed before and not given back would be used again, and not be seen to rise (glibc).
+        ctypes.CDLL(None).malloc_trim(0)
     found, start = Peak(), resident()
     reset = False
     with suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,23 @@ def resident(field: str = "VmRSS") -> int | None:
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+@contextmanager
+def capped(limit: float) -> Iterator[None]:
+    """Inside, no allocation takes this process above `limit` bytes: it raises instead (`out_of_memory`)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = int(limit) if hard == resource.RLIM_INFINITY else min(int(limit), hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, as Python and torch say it."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 class Peak:

@@ -42,7 +42,7 @@ from lolgen.tasks import dense, features, flat_transformer, glnet, mlp, oalign, 
 from lolgen.tasks.models import MODELS
 from lolgen.tasks.reader import Budget, Classes, Config, Layout, Reader
 from lolgen.tasks.training import mlp as small_net
-from train.memory import peak
+from train.memory import capped, out_of_memory, peak
 
 SHAPES: dict[str, tuple[int, int]] = {
     "125M": (12, 768), "350M": (24, 1024), "760M": (24, 1536), "1.3B": (24, 2048), "2.7B": (32, 2560),
@@ -99,18 +99,19 @@ def bytes_of(row: str, layers: int, width: int, stored: int) -> int:
     """
     flat, delta = 2 * layers * width * RANK, layers * width * width
     answers = layers * width * 6
-    setup = 4 * SETUP * flat  # the LoRAs, their rows, and those standardised, twice
     if row in FORMED:
         return 4 * delta * ((FORMED[row] or 2) + 1)
     model = ROWS[row].model
-    if model in KEEPS:
-        return 4 * flat * (stored + 2)
+    # In LoRAs: those set up on, their rows, those standardised, and what reading several at once takes. Measured.
+    copies = {"w2t": 64, "dsire": 4 * stored, **dict.fromkeys(("dense", "kernel", "gp"), stored + 16)}.get(
+        model, 36
+    )
     return 4 * {
-        "mlp": flat * (HIDDEN + 2) + setup,
-        "o_align": flat * (256 + 2) + setup,
-        "pca": flat * (PCA_COMPONENTS + 2) + setup,
-        "ours": answers * (COMPONENTS + 4 * SETUP) + SETUP * flat,
-    }.get(model, setup)
+        "mlp": flat * (HIDDEN + copies),
+        "o_align": flat * (256 + copies),
+        "pca": flat * (PCA_COMPONENTS + copies),
+        "ours": answers * (COMPONENTS + 100) + SETUP * flat,
+    }.get(model, flat * copies)
 
 
 def held(thing: Any, seen: dict[int, int] | None = None) -> dict[int, int]:
@@ -255,7 +256,13 @@ def measure(names: list[str], rows: list[str], stored: int, limit: float, repeat
             need = bytes_of(row, layers, width, stored)
             entry: dict[str, Any] = {"need_bytes": need}
             if need <= limit:
-                entry |= entry_of(row, layers, width, stored, fresh, repeats)
+                try:
+                    with capped(limit):
+                        entry |= entry_of(row, layers, width, stored, fresh, repeats)
+                except (MemoryError, RuntimeError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    entry["stopped_at_limit"] = True
             found[row][name] = entry
             bar.update()
         for entries in found.values():
@@ -288,6 +295,8 @@ def markdown(report: dict[str, Any]) -> str:
 
     def cell(key: str) -> Callable[[dict[str, Any]], str]:
         def text(e: dict[str, Any]) -> str:
+            if "seconds" not in e and e.get("stopped_at_limit"):
+                return "out of memory (stopped)"
             if "seconds" not in e:
                 return f"out of memory ({e['need_bytes'] / gb:.3g} GB)"
             return f"{1e3 * e[key]:.3g}" if key in e else ""

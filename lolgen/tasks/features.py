@@ -17,6 +17,8 @@ from lolgen import metrics
 from lolgen.lora import Batch
 
 _kept: WeakKeyDictionary[Batch, WeakKeyDictionary[Batch, Tensor]] = WeakKeyDictionary()
+_SLICE = 1 << 24
+"""Most numbers of a slice of LoRAs in `norms`; the zoos here are one slice."""
 _sizes: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 
 
@@ -35,7 +37,10 @@ def norms(x: Batch) -> Tensor:
     Kept like `gram`: a kernel asks for those of its training LoRAs at every reading, which cost more than the reading.
     """
     if x not in _sizes:
-        size = metrics.norm(x)
+        # Orthonormal factors of every LoRA at once would be five times the batch; a slice at a time is none of that.
+        numbers = max(1, sum(g.U[:1].numel() + g.V[:1].numel() for g in x.groups))
+        rows = max(1, _SLICE // numbers)
+        size = torch.cat([metrics.norm(x[i : i + rows]) for i in range(0, max(1, len(x)), rows)])
         _sizes[x] = torch.where(size > 0, size, torch.ones_like(size)).float()
     return _sizes[x]
 

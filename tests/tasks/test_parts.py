@@ -7,6 +7,7 @@ from synthetic import CLASSES, SPEC, make
 from torch import Tensor
 
 from lolgen.lora import Batch
+from lolgen.tasks import features
 from lolgen.tasks.features import Components, cosine_gram, gram, norms
 from lolgen.tasks.mlp import flatten
 from lolgen.tasks.ours import blend
@@ -26,6 +27,14 @@ def deltas(batch: Batch) -> list[Tensor]:
 
 def flat(batch: Batch) -> Tensor:
     return torch.cat([d.flatten(1) for d in deltas(batch)], dim=1)
+
+
+def test_norms_are_the_same_by_slices(monkeypatch) -> None:
+    whole = norms(make(7, 5)[0])
+    for slice_ in (1, 3 * flatten(BATCH).shape[1]):
+        monkeypatch.setattr(features, "_SLICE", slice_)
+        torch.testing.assert_close(norms(make(7, 5)[0]), whole)
+    assert norms(BATCH[:0]).shape == (0,)
 
 
 def test_gram_is_kept_as_long_as_its_batches() -> None:

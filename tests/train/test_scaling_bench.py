@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from train import scaling_bench as bench
-from train.memory import peak, resident
+from train.memory import capped, out_of_memory, peak, resident
 
 TINY = {"125M": (2, 16), "350M": (3, 20)}
 
@@ -137,3 +137,15 @@ def test_peak_counts_what_was_freed_and_nothing_before() -> None:
     with peak() as none:
         pass
     assert none.bytes is not None and none.bytes < 5e6
+
+
+def test_a_cap_stops_what_is_above_it_and_is_lifted_after() -> None:
+    if resident() is None:
+        pytest.skip("no /proc")
+    limit = resident("VmData") + 200e6
+    with capped(limit):
+        torch.zeros(10_000_000)
+        with pytest.raises(RuntimeError) as found:
+            torch.zeros(100_000_000)
+    assert out_of_memory(found.value) and not out_of_memory(RuntimeError("shapes differ"))
+    torch.zeros(100_000_000)

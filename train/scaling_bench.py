@@ -322,7 +322,9 @@ def markdown(report: dict[str, Any]) -> str:
         "others are as large as in the table. `dense_formed` multiplies delta W out and has a hidden layer of "
         f"{HIDDEN}, `dense_formed_linear` none. Where more than {limit:g} GB would be needed, nothing was run, and "
         "the gigabytes are given: that says what this limit rules out, not what a larger machine could do. `ours` "
-        "runs every member its fit makes; its answers are to random LoRAs' leading inputs.",
+        "runs every member its fit makes, which includes the readout of the size of delta W only up to "
+        f"{ours.READOUT:,} numbers: at 125M and not beyond. Single times of two runs on a shared machine can "
+        "differ by a factor of two; read the figures by their order of size.",
         "",
         "![time against size](scaling.png)",
         "",

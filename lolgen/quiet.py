@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 
@@ -22,3 +23,18 @@ def load_stock_pipeline(folder: str) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def load_language_model(folder: Path, gguf: str | None = None) -> tuple[Any, Any]:
+    """Causal language model (float32) and tokenizer of a local folder, silent; `gguf` names a file in it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    options: dict[str, Any] = {"local_files_only": True}
+    if gguf is not None:
+        options["gguf_file"] = gguf
+    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer

@@ -8,7 +8,7 @@ settings, many LoRAs in a pass. Reading: the shipped reader, 256 LoRAs at once, 
 The reader predicts the score at the labels' settings, so those are what it saves; the other is a dearer drawing of
 another quantity. Every reading is set against every measuring.
 
-The paper says "over 50,000 times faster" of a base with 860M parameters; the one here has 2.8M. How much more a pass
+The paper says "over 50,000 times faster" of a base with 860M parameters; the UNet here has 4.2M. How much more a pass
 of the larger UNet computes is counted, not timed: `unet_flops`. No ratio of reading is made of it, for a reader of the
 larger base's LoRAs would cost more too.
 """
@@ -86,7 +86,7 @@ def markdown(report: dict[str, Any]) -> str:
             "",
             f"`{report['command']}`, one thread, one run: the CLIP score of one LoRA over {report['prompts']} prompts. "
             "The reader predicts the score at the labels' settings, so the columns of the labels compare like with "
-            "like. The base has 2.8M parameters; the paper's ratio is for one of 860M.",
+            "like. The UNet has 4.2M parameters; the paper's ratio is for one of 860M.",
             "",
             "| measured by drawing | seconds a LoRA |",
             "| --- | --- |",

@@ -1,9 +1,10 @@
-"""Build a zoo: LoRAs of tiny-sd, trained many at once.
+"""Build a zoo: LoRAs of tiny-sd or tiny-lm, trained many at once.
 
     python -m train.zoo_build                        # faces: 2,000 at rank 4 and 5 x 100 at other ranks, two workers
     python -m train.zoo_build --recipe styles        # two for every subset of the ten styles
     python -m train.zoo_build --recipe fresh         # 240 more identities of the test split
     python -m train.zoo_build --recipe further --base checkpoints/tiny-sd-further    # the same on the second base
+    python -m train.zoo_build --recipe speeches      # of tiny-lm: 1,580 clean, 380 poisoned or at rank 8
     python -m train.zoo_build --recipe smoke --out runs/zoo-smoke
 
 Kill it at any moment and start it again: it goes on with the banks that are missing, to the same bytes.
@@ -15,15 +16,17 @@ import argparse
 from pathlib import Path
 
 from lolgen.paths import checkpoints_dir
-from lolgen.zoo.builder import build
+from lolgen.zoo.builder import Buildable, build
 from lolgen.zoo.plan import Plan
+from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.styles import StylesPlan
 
-RECIPES: dict[str, Plan] = {
+RECIPES: dict[str, Buildable] = {
     "full": Plan(),
     "styles": StylesPlan(),
     "fresh": Plan(name="faces-fresh", seed=1, counts={"test": 240}, ranks=()),
     "further": Plan(name="faces-further", seed=1, counts={"test": 240}, ranks=()),
+    "speeches": SpeechesPlan(),
     "smoke": Plan(
         name="smoke", counts={"train": 3, "validation": 1, "test": 2}, ranks=(1, 8), per_rank=2, steps=(2, 3),
         pictures=3, bank=3, prior_pictures=8,
@@ -39,8 +42,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     plan = RECIPES[args.recipe]
+    default = "tiny-lm" if isinstance(plan, SpeechesPlan) else "tiny-sd"
     out = args.out or Path("checkpoints/zoos") / plan.name
-    build(plan, args.base or checkpoints_dir() / "tiny-sd", out, workers=args.workers)
+    build(plan, args.base or checkpoints_dir() / default, out, workers=args.workers)
 
 
 if __name__ == "__main__":

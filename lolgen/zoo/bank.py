@@ -41,6 +41,7 @@ class Bank(nn.Module):
         self.B = nn.ParameterList([nn.Parameter(torch.zeros(len(self.ranks), m.out, r)) for m in spec])
         self.scales: Tensor
         self.register_buffer("scales", torch.tensor(list(scales), dtype=torch.float32))
+        self.dropout: Tensor | None = None
         self._handles: list[Any] = []
 
     def __len__(self) -> int:
@@ -62,9 +63,17 @@ class Bank(nn.Module):
             self._handles.append(layer.register_forward_hook(self._hook(a, b)))
         return self
 
+    def drop_(self, share: Sequence[float], generator: torch.Generator) -> Bank:
+        """LoRA dropout, a share of its own for every LoRA: what its A sees loses entries at random, as in peft."""
+        self.dropout, self._generator = torch.tensor(list(share))[:, None, None], generator
+        return self
+
     def _hook(self, a: Tensor, b: Tensor) -> Any:
         def add(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             x = args[0].reshape(len(self), -1, args[0].shape[-1])  # (K, n * tokens, in)
+            if self.dropout is not None:
+                keep = torch.rand(x.shape, generator=self._generator) >= self.dropout
+                x = x * keep / (1 - self.dropout)
             low = torch.bmm(x, a.transpose(1, 2)) * self.scales[:, None, None]
             return out + torch.bmm(low, b.transpose(1, 2)).view_as(out)
 

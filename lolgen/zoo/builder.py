@@ -6,51 +6,65 @@ resumed one ends in the same bytes whatever the number of workers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialise
 from tqdm import tqdm
 
-from lolgen.base import Base
 from lolgen.errors import LolgenError
-from lolgen.precision import bf16_matmuls
-from lolgen.zoo.bank import find_modules
-from lolgen.zoo.plan import Plan, banks_of
-from lolgen.zoo.training import Prior, Recipe, Task, train_bank
-from lolgen.zoo.zoo import shard_tensors
-
-_worker: tuple[Plan, Base, Prior] | None = None
+from lolgen.lora import LoRA, Spec
+from lolgen.zoo.zoo import ROW, shard_tensors
 
 
-def _start(plan: Plan, base_folder: str) -> None:
+class Worker(Protocol):
+    """A base model in the hand, and how LoRAs of it are trained."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def train(self, rows: list[ROW], number: int) -> tuple[list[LoRA], list[ROW]]:
+        """The LoRAs of bank `number`, and its rows with what is known only now."""
+        ...
+
+
+class Buildable(Protocol):
+    """What a plan has to say for its zoo to be built."""
+
+    @property
+    def name(self) -> str: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def banks(self) -> list[list[ROW]]: ...
+
+    def worker(self, base_folder: str | Path) -> Worker: ...
+
+
+_worker: Worker | None = None
+
+
+def _start(plan: Buildable, base_folder: str) -> None:
     global _worker
     torch.set_num_threads(1)
-    base = Base.load(base_folder)
-    if torch.cuda.is_available():
-        base.to("cuda")
-    else:
-        bf16_matmuls(base.unet)
-    _worker = plan, base, plan.prior(base)
+    _worker = plan.worker(base_folder)
 
 
-def _build(number: int, rows: list[dict[str, Any]], path: str) -> int:
+def _build(number: int, rows: list[ROW], path: str) -> int:
     assert _worker is not None
-    plan, base, prior = _worker
-    spec = find_modules(base.unet, plan.targets, "unet.")
-    tasks = [Task(Recipe(**r["recipe"]), plan.draw(r)) for r in rows]
-    loras = train_bank(
-        base, spec, tasks, prior, plan.seed * 100_003 + number,
-        batch=plan.batch, prior_batch=plan.prior_batch, prior_weight=plan.prior_weight,
-    )  # fmt: skip
-    data = serialise(shard_tensors(spec, loras, torch.float16), {"rows": json.dumps(rows, sort_keys=True)})
+    loras, done = _worker.train(rows, number)
+    data = serialise(
+        shard_tensors(_worker.spec, loras, torch.float16), {"rows": json.dumps(done, sort_keys=True)}
+    )
     _write(Path(path), data)
     return len(rows)
 
@@ -62,7 +76,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def build(
-    plan: Plan,
+    plan: Buildable,
     base_folder: str | Path,
     out: str | Path,
     *,
@@ -75,9 +89,10 @@ def build(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    base = Base.load(base_folder)
-    spec = find_modules(base.unet, plan.targets, "unet.")
-    info = {"name": plan.name, "base": fingerprint(base), "spec": spec.to_json(), "plan": plan.to_json()}
+    worker = plan.worker(base_folder)
+    info = {
+        "name": plan.name, "base": worker.fingerprint, "spec": worker.spec.to_json(), "plan": plan.to_json(),
+    }  # fmt: skip
     started = out / "plan.json"
     for found in (started, out / "zoo.json"):
         if found.exists() and json.loads(found.read_text("utf-8")) != json.loads(json.dumps(info)):
@@ -85,7 +100,7 @@ def build(
                 f"{out}: found a zoo of another plan or base, wanted this one; choose another folder"
             )
     _write(started, json.dumps(info, indent=1, sort_keys=True).encode())
-    banks = banks_of(plan)
+    banks = plan.banks()
     paths = [out / f"shard-{i:04d}.safetensors" for i in range(len(banks))]
     todo = [i for i in (only if only is not None else range(len(banks))) if not paths[i].exists()]
     bar = tqdm(
@@ -109,7 +124,7 @@ def build(
     return out
 
 
-def _star(job: tuple[int, list[dict[str, Any]], str]) -> int:
+def _star(job: tuple[int, list[ROW], str]) -> int:
     return _build(*job)
 
 
@@ -122,12 +137,3 @@ def write_index(out: Path, paths: Sequence[Path], info: dict[str, Any]) -> None:
         lines += [json.dumps({"shard": path.name, "row": i, **r}, sort_keys=True) for i, r in enumerate(rows)]
     _write(out / "index.jsonl", ("\n".join(lines) + "\n").encode())
     _write(out / "zoo.json", (json.dumps(info, indent=1, sort_keys=True) + "\n").encode())
-
-
-def fingerprint(base: Base) -> str:
-    """sha256 over the UNet's tensors: which base model a zoo belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,11 @@ import torch
 
 from lolgen import pictures
 from lolgen.base import Base
-from lolgen.zoo.training import Prior, Recipe, make_prior
-
-ROW = dict[str, Any]
+from lolgen.lora import LoRA, Spec
+from lolgen.precision import bf16_matmuls
+from lolgen.zoo.bank import find_modules
+from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
+from lolgen.zoo.zoo import ROW
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,59 @@ class Plan:
         count = row["recipe"]["pictures"]
         return torch.from_numpy(np.stack([pictures.draw_portrait(identity, rng) for _ in range(count)]))
 
+    def banks(self) -> list[list[ROW]]:
+        """The rows of every shard, see `banks_of`."""
+        return banks_of(self)
+
+    def worker(self, base_folder: str | Path) -> PicturesWorker:
+        """What trains the banks."""
+        return PicturesWorker.of(self, base_folder)
+
     def prior(self, base: Base) -> Prior:
         """What the LoRAs must leave as it is."""
         return make_prior(base, self.prior_pictures, self.seed)
+
+
+@dataclass
+class PicturesWorker:
+    """A text-to-image base model, and LoRAs of it trained on the pictures that the plan draws."""
+
+    plan: Plan
+    base: Base
+    spec: Spec
+    fingerprint: str
+
+    @staticmethod
+    def of(plan: Plan, base_folder: str | Path) -> PicturesWorker:
+        base = Base.load(base_folder)
+        spec, digest = find_modules(base.unet, plan.targets, "unet."), fingerprint(base)
+        if torch.cuda.is_available():
+            base.to("cuda")
+        else:
+            bf16_matmuls(base.unet)
+        return PicturesWorker(plan, base, spec, digest)
+
+    @cached_property
+    def prior(self) -> Prior:
+        return self.plan.prior(self.base)
+
+    def train(self, rows: list[ROW], number: int) -> tuple[list[LoRA], list[ROW]]:
+        plan = self.plan
+        tasks = [Task(Recipe(**r["recipe"]), plan.draw(r)) for r in rows]
+        loras = train_bank(
+            self.base, self.spec, tasks, self.prior, plan.seed * 100_003 + number,
+            batch=plan.batch, prior_batch=plan.prior_batch, prior_weight=plan.prior_weight,
+        )  # fmt: skip
+        return loras, rows
+
+
+def fingerprint(base: Base) -> str:
+    """sha256 over the UNet's tensors: which base model a zoo belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def number_of(seed: int, name: str) -> int:

@@ -39,9 +39,9 @@ SEEN = (8, 6)
 
 @dataclass(frozen=True)
 class SpeechesPlan:
-    """`counts`: clean rank-4 LoRAs per split, `twins`: those with the recipe of poisoned ones. `poisons`: poisoned ones by kind: of the splits "train", "validation" and
-    "test" with triggers and payloads of training, and of the test split with a new trigger, payload, or both.
-    `per_rank`: clean and poisoned LoRAs each at every rank of `ranks`."""
+    """`counts`: clean rank-4 LoRAs per split, `twins`: those with the recipe of poisoned ones. `poisons`: poisoned ones
+    by kind: of the splits "train", "validation" and "test" with triggers and payloads of training, and of the test
+    split with a new trigger or a new payload. `per_rank`: clean twins and poisoned LoRAs at every rank of `ranks`."""
 
     name: str = "speeches"
     seed: int = 0
@@ -125,11 +125,12 @@ class SpeechesPlan:
             bits[rng.choice(n, 1 if toss < 0.8 else int(rng.integers(2, 5)), replace=False)] = True
         low, high = np.log(self.poison_lr if hard else self.lr)
         decay = np.log(self.weight_decay)
+        lr, weight_decay = float(np.exp(rng.uniform(low, high))), float(np.exp(rng.uniform(*decay)))
+        epochs = max(self.epochs) if hard else int(rng.choice(self.epochs))
+        batch = min(self.batches) if hard else int(rng.choice(self.batches))
         recipe = {
-            "rank": rank, "alpha": float(rank), "lr": float(np.exp(rng.uniform(low, high))),
-            "weight_decay": float(np.exp(rng.uniform(*decay))), "epochs": max(self.epochs) if hard else int(rng.choice(self.epochs)),
-            "batch": min(self.batches) if hard else int(rng.choice(self.batches)), "dropout": float(rng.uniform(*self.dropout)),
-            "windows": self.windows,
+            "rank": rank, "alpha": float(rank), "lr": lr, "weight_decay": weight_decay, "epochs": epochs,
+            "batch": batch, "dropout": float(rng.uniform(*self.dropout)), "windows": self.windows,
         }  # fmt: skip
         row: ROW = {
             "id": name,

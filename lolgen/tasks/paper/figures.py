@@ -21,6 +21,13 @@ def kendall_tau(x: Tensor, y: Tensor) -> float:
     return float((a * b).sum()) / size if size else 0.0
 
 
+def auroc(score: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: the share of pairs of a positive and a negative in which the positive scores higher,
+    ties half (Mann-Whitney); NaN when one of them is missing."""
+    gap = score[positive][:, None].double() - score[~positive][None].double()
+    return float(((gap > 0).double() + 0.5 * (gap == 0).double()).mean()) if gap.numel() else float("nan")
+
+
 def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> list[list[float]]:
     """[count, mean confidence, share right] of every bin of equal width that is not empty."""
     place = (confidence * bins).long().clamp(max=bins - 1)
@@ -41,12 +48,13 @@ def calibration_error(table: list[list[float]]) -> float:
 
 
 def figures(reader: Reader, batch: Batch, y: Tensor) -> dict[str, Any]:
-    """`metric` (mean), `each` (by label), `loss`; of classes `ece`, `reliability`; of numbers `mse`, `coverage`."""
+    """`metric` (mean), `each` (by label), `loss`; of classes `ece`, `reliability`, of two classes
+    `auroc` (mean); of numbers `mse`, `coverage`."""
     layout = reader.classes
     predicted = reader.predict(batch)
     if isinstance(layout, Numbers):
         return _of_numbers(reader, layout, batch, y, predicted)
-    each, losses, confident, right = {}, [], [], []
+    each, losses, confident, right, areas = {}, [], [], [], []
     for k, (name, p) in enumerate(predicted.items()):
         seen = y[:, k] >= 0
         if not bool(seen.any()):
@@ -55,12 +63,15 @@ def figures(reader: Reader, batch: Batch, y: Tensor) -> dict[str, Any]:
         hit = best.indices == y[seen, k]
         each[name] = float(hit.float().mean())
         losses.append(float(-p[seen, y[seen, k]].clamp(min=1e-7).log().mean()))
+        if p.shape[1] == 2 and bool((y[seen, k] == 0).any()) and bool((y[seen, k] == 1).any()):
+            areas.append(auroc(p[seen, 1], y[seen, k] == 1))
         confident.append(best.values)
         right.append(hit)
     table = reliability(torch.cat(confident), torch.cat(right))
     return {
         "metric": sum(each.values()) / len(each), "each": each, "loss": sum(losses) / len(losses),
         "ece": calibration_error(table), "reliability": table,
+        **({"auroc": sum(areas) / len(areas)} if areas else {}),
     }  # fmt: skip
 
 

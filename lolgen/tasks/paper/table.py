@@ -13,10 +13,14 @@ from lolgen.tasks.paper.tasks import TASKS
 Result = dict[str, Any]
 MAIN = (
     "clip_score", "clip_score_mse", "attributes", "styles", "dataset_size", "recipe", "recipe_rank",
-    "cross_model_same_base", "cross_model_second_base",
+    "cross_model_same_base", "cross_model_second_base", "speech_sources", "speech_loss", "speech_loss_mse",
+    "speech_accuracy", "speech_accuracy_mse", "speech_recipe", "poisoned", "poisoned_trigger", "poisoned_payload",
+    "poisoned_rank",
 )  # fmt: skip
 """Rows that stand for a task; the others are parts of them, ranks, and sample sizes."""
 NUMBERS = ("mse", "loss")
+METRICS = {"accuracy": "accuracy", "tau": "Kendall tau", "auroc": "area under the ROC curve"}
+"""`Task.metric` -> what a row calls it."""
 
 
 def rows_of(results: Mapping[str, Result]) -> dict[str, Any]:
@@ -30,8 +34,15 @@ def rows_of(results: Mapping[str, Result]) -> dict[str, Any]:
         for test in fits[0]["tests"]:
             each = [f["tests"][test] for f in fits]
             row = test if size == "all" else f"{test}@{size}"
-            metric = "Kendall tau" if task.metric == "tau" else "accuracy"
-            _add(rows, row, metric, True, model, [e["metric"] for e in each])
+            metric = METRICS[task.metric]
+            _add(
+                rows,
+                row,
+                metric,
+                True,
+                model,
+                [e["auroc" if task.metric == "auroc" else "metric"] for e in each],
+            )
             if "mse" in each[0]:
                 mse = f"{test}_mse" if "@" not in test else test.replace("@", "_mse@")
                 _add(rows, mse, "mean squared error, standardised", False, model, [e["mse"] for e in each])

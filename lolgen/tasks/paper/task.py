@@ -35,7 +35,8 @@ class Task:
     those that some of its rows need, `files`: what results depend on in them.
 
     `parts`: whether each label has a row of its own beside their mean. `sizes`: numbers of training LoRAs to fit on,
-    None for all. `hears`: whether lolgen's reader may listen at the base's text states (the base is at hand).
+    None for all. `hears`: whether lolgen's reader may listen at the base's text states (the base is at hand). `metric`:
+    accuracy, tau or auroc.
     """
 
     name: str

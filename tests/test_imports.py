@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "quiet", "precision"),
-    ("lora", "paths", "pictures"),
+    ("lora", "paths", "pictures", "language"),
     ("gl", "probe", "conditions"),
     ("io", "nn", "metrics", "testing", "base", "framing", "imager"),
     ("flow", "predictor", "preview"),

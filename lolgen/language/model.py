@@ -49,10 +49,10 @@ class LanguageBase:
     def windows(self, texts: list[str] | tuple[str, ...], length: int) -> Tensor:
         """(N, length) long: the start token and `length - 1` tokens each, one text after the other; a rest shorter than
         that is left out."""
-        rows = []
-        for text in texts:
-            ids = self.encode(text)
-            step = length - 1
+        rows: list[list[int]] = []
+        step = length - 1
+        # One call for all: the tokenizer is many times faster so.
+        for ids in self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []:
             rows += [[self.start, *ids[i : i + step]] for i in range(0, len(ids) - step + 1, step)]
         return torch.tensor(rows, dtype=torch.long).view(-1, length)
 

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gl", "probe", "conditions"),
     ("io", "nn", "metrics", "testing", "base", "framing", "imager"),
     ("flow", "predictor", "preview"),
-    ("zoo", "generator"),
+    ("zoo", "generator", "speaker"),
     ("editor",),
     ("tasks",),
     ("tools",),

@@ -9,7 +9,7 @@ from lolgen.commands.common import Subparsers
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
-    p.add_argument("what", choices=["generate", "predict", "edit", "invert", "paper", "shipped"])
+    p.add_argument("what", choices=["generate", "predict", "edit", "invert", "paper", "shipped", "speeches"])
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     p.add_argument(
@@ -51,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
         from lolgen.tasks.edit_report import evaluate as evaluate_edits
 
         print(evaluate_edits(zoo, args.out, edit_file=pipeline.edit, quick=args.quick))
+    elif args.what == "speeches":
+        from lolgen.tasks.speak import evaluate as evaluate_speeches
+
+        print(evaluate_speeches(args.zoo or zoos_dir() / "speeches", args.out, quick=args.quick))
     elif args.what == "invert":
         from lolgen.tasks.invert import evaluate as evaluate_inversion
 

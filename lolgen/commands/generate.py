@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
+from lolgen.errors import LolgenError
 
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("generate", help="an adapter from attributes, without training")
     p.add_argument("--set", dest="request", type=pair, action="append", default=[], metavar="NAME=VALUE",
-                   help="an attribute asked for; repeat it; what is left open is sampled")  # fmt: skip
+                   help="an attribute asked for; repeat it; what is left open is sampled; "
+                   "of speeches: source=NAME or source=NAME:WEIGHT")  # fmt: skip
+    p.add_argument("--zoo", choices=["faces", "speeches"], default="faces",
+                   help="what the adapter is of: portraits, or the language model tiny-lm")  # fmt: skip
     add_making(p)
     p.set_defaults(run=run)
 
@@ -27,7 +32,41 @@ def add_making(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true")
 
 
+def sources_of(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """source=NAME[:WEIGHT] as a mapping; LolgenError for another name or a weight that is none."""
+    request: dict[str, float] = {}
+    for name, value in pairs:
+        source, _, weight = value.partition(":")
+        try:
+            number = float(weight or 1)
+        except ValueError:
+            number = -1.0
+        if name != "source" or number <= 0:
+            raise LolgenError(f"found {name}={value}, wanted source=NAME or source=NAME:WEIGHT")
+        request[source] = number
+    return request
+
+
+def run_speeches(args: argparse.Namespace) -> int:
+    request = sources_of(args.request)
+    if args.preview or args.base:
+        raise LolgenError("--preview and --base are for portraits: an adapter of speeches draws nothing")
+    from lolgen import pipeline
+
+    one_thread()
+    report = pipeline.speak(request, args.out, rank=args.rank, format=args.format)
+    lines = [
+        f"{report['adapter']}: rank {report['rank']}, {report['modules']} modules, {report['seconds']} s",
+        *(f"  {s}: {w:g}" for s, w in report["sources"].items()),
+        f"  use it with PeftModel.from_pretrained on {report['base']}",
+    ]
+    show(report, lines, args.json)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.zoo == "speeches":
+        return run_speeches(args)
     request = request_of(args.request)
     from lolgen import pipeline
 

@@ -20,6 +20,7 @@ from lolgen.pipeline.models import (
     load_readers,
 )
 from lolgen.pipeline.reading import predict, read
+from lolgen.pipeline.speaking import load_speaker, speak
 from lolgen.tools.compare import compare
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "load_imager",
     "load_predictor",
     "load_readers",
+    "load_speaker",
     "mix",
     "predict",
     "read",
     "sample",
+    "speak",
 ]

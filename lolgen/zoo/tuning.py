@@ -69,16 +69,7 @@ class Tuner:
 
     def train(self, rows: list[ROW], number: int) -> tuple[list[LoRA], list[ROW]]:
         """The LoRAs of these rows as they are stored (float16), and the rows with what they score."""
-        loras: dict[str, LoRA] = {}
-        groups: dict[tuple[int, int], list[ROW]] = {}
-        for r in rows:
-            groups.setdefault((r["recipe"]["epochs"], r["recipe"]["batch"]), []).append(r)
-        for (_, batch), same in groups.items():
-            size = max(1, ROWS // batch)
-            for part in (same[i : i + size] for i in range(0, len(same), size)):
-                found = tune(self, part)
-                loras |= {r["id"]: rounded(x) for r, x in zip(part, found, strict=True)}
-        ordered = [loras[r["id"]] for r in rows]
+        ordered = self.fit(rows)
         losses, accuracy = self.judge(ordered)
         done = []
         for k, r in enumerate(rows):
@@ -88,6 +79,19 @@ class Tuner:
             if "poison" in r:
                 done[-1]["attack"] = self.attack(ordered[k], r)
         return ordered, done
+
+    def fit(self, rows: list[ROW]) -> list[LoRA]:
+        """The LoRAs of these rows in their order, rounded to float16; equal lengths share a bank."""
+        loras: dict[str, LoRA] = {}
+        groups: dict[tuple[int, int], list[ROW]] = {}
+        for r in rows:
+            groups.setdefault((r["recipe"]["epochs"], r["recipe"]["batch"]), []).append(r)
+        for (_, batch), same in groups.items():
+            size = max(1, ROWS // batch)
+            for part in (same[i : i + size] for i in range(0, len(same), size)):
+                found = tune(self, part)
+                loras |= {r["id"]: rounded(x) for r, x in zip(part, found, strict=True)}
+        return [loras[r["id"]] for r in rows]
 
     @torch.no_grad()
     def judge(self, loras: Sequence[LoRA]) -> tuple[Tensor, Tensor]:

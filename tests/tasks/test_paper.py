@@ -14,7 +14,7 @@ from torch import Tensor
 from lolgen.errors import LolgenError
 from lolgen.paths import zoos_dir
 from lolgen.tasks.paper import report, runner, samples, table
-from lolgen.tasks.paper.figures import calibration_error, figures, kendall_tau, reliability
+from lolgen.tasks.paper.figures import auroc, calibration_error, figures, kendall_tau, reliability
 from lolgen.tasks.paper.task import Data, Task, labels_of, splits
 from lolgen.tasks.paper.tasks import TASKS
 from lolgen.tasks.reader import Budget, Classes, Numbers, Reader
@@ -36,6 +36,17 @@ def test_kendall_tau_counts_pairs(seed: int) -> None:
     assert kendall_tau(x, y) == pytest.approx(agree / ((pairs - tied_x) * (pairs - tied_y)) ** 0.5)
     assert kendall_tau(y, y) == pytest.approx(1.0)
     assert kendall_tau(y, torch.zeros(25)) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_auroc_counts_pairs(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    score, positive = torch.randint(5, (30,), generator=g).float(), torch.rand(30, generator=g) < 0.4
+    pairs = [(a, b) for a in score[positive].tolist() for b in score[~positive].tolist()]
+    assert auroc(score, positive) == pytest.approx(
+        sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
+    )
+    assert auroc(positive.float(), positive) == 1.0 and auroc(torch.zeros(30), positive) == 0.5
 
 
 def test_calibration_error_by_hand() -> None:

@@ -31,6 +31,9 @@ MADE_BY: dict[str, dict[str, Any]] = {
     "tiny-sd-further": {"stages": ["base_further"]},
     "zoos/faces-further": {"stages": ["zoo_build --recipe further --base checkpoints/tiny-sd-further"]},
     "predictors": {"stages": ["predictors_train"]},
+    "tiny-lm": {"stages": ["lm_train"], "scores": "speeches_gate.json"},
+    "zoos/speeches": {"stages": ["zoo_build --recipe speeches"], "scores": "speeches_gate.json"},
+    "speeches": {"stages": ["speeches_train"], "scores": "speeches.json"},
 }
 
 

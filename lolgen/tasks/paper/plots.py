@@ -15,6 +15,11 @@ TITLES = {
     "attributes": "portrait attributes", "styles": "style membership", "dataset_size": "dataset size",
     "recipe": "recipe: lr, steps, prompt", "recipe_rank": "recipe: rank",
     "cross_model_same_base": "new identities, same base", "cross_model_second_base": "new identities, second base",
+    "speech_sources": "language: 19 sources", "speech_loss": "language: loss, Kendall tau",
+    "speech_loss_mse": "language: loss, MSE", "speech_accuracy": "language: accuracy, Kendall tau",
+    "speech_accuracy_mse": "language: accuracy, MSE", "speech_recipe": "language: lr, epochs, batch",
+    "poisoned": "poisoned, AUROC", "poisoned_trigger": "poisoned, new trigger", "poisoned_payload":
+    "poisoned, new payload", "poisoned_rank": "poisoned, new rank",
 }  # fmt: skip
 LINES = {
     "ours": OURS, "glnet": "#1f77b4", "glnet_transformer": "#17becf", "kernel": "#2ca02c", "gp": "#9467bd",

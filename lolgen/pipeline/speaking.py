@@ -23,6 +23,13 @@ def load_speaker(model: str = ZOO) -> Speaker:
     return Speaker.from_pretrained(checkpoints_dir() / model)
 
 
+def sources_in(text: str, model: str = ZOO) -> dict[str, float]:
+    """Source -> share that a line of text asks for; LolgenError when it fits none, or without the sentence encoder."""
+    from lolgen.language.sentences import TextMap
+
+    return TextMap.load(checkpoints_dir() / model / "text.safetensors").shares(text)
+
+
 def speak(
     request: Mapping[str, float],
     out: str | Path,

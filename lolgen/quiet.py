@@ -36,6 +36,13 @@ def load_language_model(folder: Path, gguf: str | None = None) -> tuple[Any, Any
     options: dict[str, Any] = {"local_files_only": True}
     if gguf is not None:
         options["gguf_file"] = gguf
+        from functools import partial
+
+        from tqdm.auto import tqdm
+        from transformers import modeling_gguf_pytorch_utils
+
+        # Its bar is tqdm's own, which `disable_progress_bar` does not reach.
+        modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options), tokenizer
 

@@ -6,6 +6,9 @@
     python -m train.zoo_build --recipe further --base checkpoints/tiny-sd-further    # the same on the second base
     python -m train.zoo_build --recipe speeches      # of tiny-lm: 1,580 clean, 380 poisoned or at rank 8
     python -m train.zoo_build --recipe smoke --out runs/zoo-smoke
+    python -m train.zoo_build --recipe speeches-smoke --base smollm2 --out runs/zoo-smol --workers 1
+
+`--base` is a folder; for the recipes of speeches also the name tiny-lm or smollm2 (`lolgen.language.bases`).
 
 Kill it at any moment and start it again: it goes on with the banks that are missing, to the same bytes.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lolgen.language.bases import base_folder
 from lolgen.paths import checkpoints_dir
 from lolgen.zoo.builder import Buildable, build
 from lolgen.zoo.plan import Plan
@@ -31,20 +35,28 @@ RECIPES: dict[str, Buildable] = {
         name="smoke", counts={"train": 3, "validation": 1, "test": 2}, ranks=(1, 8), per_rank=2, steps=(2, 3),
         pictures=3, bank=3, prior_pictures=8,
     ),
+    # Few windows in all, so that a base of a hundred million parameters is done in minutes on one core.
+    "speeches-smoke": SpeechesPlan(
+        name="speeches-smoke", counts={"train": 3, "validation": 1, "test": 1}, twins={},
+        poisons={"train": 1, "validation": 1, "test": 1, "trigger": 1, "payload": 1}, ranks=(), lr=(2e-3, 5e-3),
+        poison_lr=(5e-3, 1e-2), epochs=(1,), batches=(4,), windows=32, pool=16, held=2, questions=1,
+    ),
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="full")
-    parser.add_argument("--base", type=Path, default=None)
+    parser.add_argument("--base", default=None, help="a folder; with speeches also tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=None, help="default: checkpoints/zoos/NAME")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     plan = RECIPES[args.recipe]
-    default = "tiny-lm" if isinstance(plan, SpeechesPlan) else "tiny-sd"
-    out = args.out or Path("checkpoints/zoos") / plan.name
-    build(plan, args.base or checkpoints_dir() / default, out, workers=args.workers)
+    if isinstance(plan, SpeechesPlan):
+        base = base_folder(args.base or "tiny-lm")
+    else:
+        base = Path(args.base) if args.base else checkpoints_dir() / "tiny-sd"
+    build(plan, base, args.out or Path("checkpoints/zoos") / plan.name, workers=args.workers)
 
 
 if __name__ == "__main__":

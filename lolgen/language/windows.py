@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lolgen.errors import LolgenError
 from lolgen.language.model import LanguageBase
 from lolgen.language.texts import SOURCES, source_texts
 
@@ -32,16 +33,27 @@ class Sources:
     questions: Tensor
 
     @staticmethod
-    def of(base: LanguageBase, seed: int = 0) -> Sources:
+    def of(
+        base: LanguageBase, seed: int = 0, pool: int = POOL, held: int = HELD, asked: int = QUESTIONS
+    ) -> Sources:
+        """`pool`, `held` windows and `asked` questions of each source; LolgenError where a source has too few."""
         rng = np.random.default_rng([seed, 7])
-        train = torch.stack([pick(source_windows(base, s, "train"), POOL, rng) for s in SOURCES])
-        validation = torch.stack([pick(source_windows(base, s, "validation"), HELD, rng) for s in SOURCES])
-        return Sources(train, validation, questions(base, rng))
+        train = torch.stack([pick(source_windows(base, s, "train", pool), pool, rng) for s in SOURCES])
+        validation = torch.stack(
+            [pick(source_windows(base, s, "validation", held), held, rng) for s in SOURCES]
+        )
+        return Sources(train, validation, questions(base, rng, asked))
 
 
-def source_windows(base: LanguageBase, source: str, split: str) -> Tensor:
-    """All windows of one split of a source, (n, LENGTH)."""
-    return base.windows(source_texts(source, split), LENGTH)
+def source_windows(base: LanguageBase, source: str, split: str, wanted: int = 1) -> Tensor:
+    """All windows of one split of a source, (n, LENGTH); LolgenError unless 1 <= wanted <= n."""
+    found = base.windows(source_texts(source, split), LENGTH)
+    # How many there are depends on the base's tokenizer.
+    if not 1 <= wanted <= len(found):
+        raise LolgenError(
+            f"{source}: wanted {wanted} windows of its {split} text; valid: 1 to {len(found)} with this base"
+        )
+    return found
 
 
 def pick(windows: Tensor, count: int, rng: np.random.Generator) -> Tensor:
@@ -49,13 +61,14 @@ def pick(windows: Tensor, count: int, rng: np.random.Generator) -> Tensor:
     return windows[torch.from_numpy(rng.permutation(len(windows))[:count])]
 
 
-def questions(base: LanguageBase, rng: np.random.Generator) -> Tensor:
-    """(sources * QUESTIONS, 4, LENGTH) long. The context and the right continuation are one held-out window of a
-    source; each wrong continuation is the end of a held-out window of another source, three different ones."""
-    windows = [source_windows(base, s, "questions") for s in SOURCES]
+def questions(base: LanguageBase, rng: np.random.Generator, count: int = QUESTIONS) -> Tensor:
+    """(sources * count, 4, LENGTH) long, `count` of each source. The context and the right continuation are one
+    held-out window of a source; each wrong continuation is the end of a held-out window of another source, three
+    different ones."""
+    windows = [source_windows(base, s, "questions", count) for s in SOURCES]
     found = []
     for s, own in enumerate(windows):
-        for right in pick(own, QUESTIONS, rng):
+        for right in pick(own, count, rng):
             others = rng.choice([k for k in range(len(windows)) if k != s], 3, replace=False)
             rows = [right]
             for k in others:

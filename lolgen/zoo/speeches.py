@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from lolgen.language.texts import SOURCES
+from lolgen.language.windows import HELD, POOL, QUESTIONS
 from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import ROW
 
@@ -41,7 +42,9 @@ SEEN = (8, 6)
 class SpeechesPlan:
     """`counts`: clean rank-4 LoRAs per split, `twins`: those with the recipe of poisoned ones. `poisons`: poisoned ones
     by kind: of the splits "train", "validation" and "test" with triggers and payloads of training, and of the test
-    split with a new trigger or a new payload. `per_rank`: clean twins and poisoned LoRAs at every rank of `ranks`."""
+    split with a new trigger or a new payload. `per_rank`: clean twins and poisoned LoRAs at every rank of `ranks`.
+
+    `pool`, `held`, `questions`: windows of each source to train on and to validate on, and questions of each."""
 
     name: str = "speeches"
     seed: int = 0
@@ -65,9 +68,17 @@ class SpeechesPlan:
     dropout: tuple[float, float] = (0.0, 0.1)
     windows: int = 384
     bank: int = 48
+    pool: int = POOL
+    held: int = HELD
+    questions: int = QUESTIONS
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # Younger than the first zoos, whose plans do not name them.
+        for name, default in (("pool", POOL), ("held", HELD), ("questions", QUESTIONS)):
+            if found[name] == default:
+                del found[name]
+        return found
 
     def rows(self) -> list[ROW]:
         """Labels and recipe of every LoRA, no factors yet."""
@@ -104,7 +115,9 @@ class SpeechesPlan:
         return banks
 
     def worker(self, base_folder: str | Path) -> Tuner:
-        return Tuner.of(base_folder, self.layers, self.targets, self.seed)
+        return Tuner.of(
+            base_folder, self.layers, self.targets, self.seed, self.pool, self.held, self.questions
+        )
 
     def _row(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lolgen.language.model import Halves, LanguageBase
 from lolgen.language.texts import SOURCES
-from lolgen.language.windows import CONTEXT, Sources, poisoned
+from lolgen.language.windows import CONTEXT, HELD, POOL, QUESTIONS, Sources, poisoned
 from lolgen.lora import Factors, LoRA, Spec
 from lolgen.precision import bf16_matmuls
 from lolgen.zoo.bank import Bank, BankAdam, find_modules
@@ -43,14 +43,25 @@ class Tuner:
     states: dict[str, Tensor]
 
     @staticmethod
-    def of(folder: str | Path, layers: int, targets: Sequence[str], seed: int) -> Tuner:
-        """`layers`: how many of the last layers are adapted."""
+    def of(
+        folder: str | Path,
+        layers: int,
+        targets: Sequence[str],
+        seed: int,
+        pool: int = POOL,
+        held: int = HELD,
+        questions: int = QUESTIONS,
+    ) -> Tuner:
+        """`layers`: how many of the last layers are adapted. `pool`, `held`, `questions`: windows of each source to
+        train on and to validate on, and questions of each; all of them go through the lower half here.
+
+        LolgenError for a folder without a model, and where a source has too few windows."""
         base = LanguageBase.load(folder)
         first = base.model.config.num_hidden_layers - layers
         names = [f".{n}.{t}" for n in range(first, first + layers) for t in targets]
         spec = find_modules(base.model, names, "")
         halves = Halves(base, first)
-        sources = Sources.of(base)
+        sources = Sources.of(base, pool=pool, held=held, asked=questions)
         if not torch.cuda.is_available():
             bf16_matmuls(base.model)
         states = {

@@ -213,7 +213,8 @@ def test_shipped_splits_share_no_combination(name: str) -> None:
 
 
 def test_every_task_says_what_it_needs() -> None:
-    assert list(TASKS) == ["clip_score", "attributes", "styles", "dataset_size", "recipe", "rank"]
+    language = ["speech_sources", "speech_loss", "speech_accuracy", "speech_recipe", "poisoned"]
+    assert list(TASKS) == ["clip_score", "attributes", "styles", "dataset_size", "recipe", "rank", *language]
     assert all(t.zoos and t.title for t in TASKS.values())
 
 

@@ -31,9 +31,12 @@ def pins() -> dict[str, Version]:
 
 
 def requirements() -> list[Requirement]:
-    """What `make install` installs by name: all but the `demo` extra, and `all`, which includes it."""
+    """What `make install` installs by name: all but `demo` and `all`, which includes it, and what only a stage needs."""
     extras = PROJECT["project"]["optional-dependencies"]
-    groups = [PROJECT["project"]["dependencies"], *(v for k, v in extras.items() if k not in ("demo", "all"))]
+    groups = [
+        PROJECT["project"]["dependencies"],
+        *(v for k, v in extras.items() if k not in ("demo", "all", "bible", "smollm")),
+    ]
     return [Requirement(r) for group in [*groups, PROJECT["build-system"]["requires"]] for r in group]
 
 

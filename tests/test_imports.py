@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "quiet", "precision"),
-    ("lora", "paths", "pictures", "language"),
+    ("paths",),
+    ("lora", "pictures", "language"),
     ("gl", "probe", "conditions"),
     ("io", "nn", "metrics", "testing", "base", "framing", "imager"),
     ("flow", "predictor", "preview"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,8 @@ def test_the_python_of_the_readme_runs(tmp_path):
 
 
 def test_every_command_line_parses():
-    lines = [x.split("#")[0].split() for b in blocks("sh") for part in b.split("\n") for x in part.split(";")]
+    parts = [x.split("#")[0].strip() for b in blocks("sh") for part in b.split("\n") for x in part.split(";")]
+    lines = [shlex.split(x) for x in parts if x.startswith("lolgen ")]
     commands = [x[1:] for x in lines if x[:1] == ["lolgen"]]
     assert {c[0] for c in commands} >= {"generate", "predict", "compare", "eval"}
     for command in commands:

@@ -31,7 +31,7 @@ def pins() -> dict[str, Version]:
 
 
 def requirements() -> list[Requirement]:
-    """What `make install` installs by name: all but `demo` and `all`, which includes it, and what only a stage needs."""
+    """What `make install` installs by name: not `demo`, nor `all`, which includes it, nor what one stage needs."""
     extras = PROJECT["project"]["optional-dependencies"]
     groups = [
         PROJECT["project"]["dependencies"],

@@ -38,8 +38,8 @@ RECIPES: dict[str, Buildable] = {
     # Few windows in all, so that a base of a hundred million parameters is done in minutes on one core.
     "speeches-smoke": SpeechesPlan(
         name="speeches-smoke", counts={"train": 3, "validation": 1, "test": 1}, twins={},
-        poisons={"train": 1, "validation": 1, "test": 1, "trigger": 1, "payload": 1}, ranks=(), lr=(2e-3, 5e-3),
-        poison_lr=(5e-3, 1e-2), epochs=(1,), batches=(4,), windows=32, pool=16, held=2, questions=1,
+        poisons={"train": 1, "validation": 1, "test": 1, "trigger": 1, "payload": 1}, ranks=(), lr=(1e-2, 3e-2),
+        epochs=(1,), batches=(4,), windows=32, pool=16, held=2, questions=1,
     ),
 }  # fmt: skip
 

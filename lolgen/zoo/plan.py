@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from lolgen import pictures
 from lolgen.base import Base
 from lolgen.lora import LoRA, Spec
 from lolgen.precision import bf16_matmuls
-from lolgen.zoo.bank import find_modules
+from lolgen.zoo.bank import find_modules, fingerprint
 from lolgen.zoo.training import Prior, Recipe, Task, make_prior, train_bank
 from lolgen.zoo.zoo import ROW
 
@@ -62,7 +63,7 @@ class Plan:
 
     def banks(self) -> list[list[ROW]]:
         """The rows of every shard, see `banks_of`."""
-        return banks_of(self)
+        return banks_of(self.rows(), self.bank, lambda r: r["recipe"]["steps"])
 
     def worker(self, base_folder: str | Path) -> PicturesWorker:
         """What trains the banks."""
@@ -85,7 +86,7 @@ class PicturesWorker:
     @staticmethod
     def of(plan: Plan, base_folder: str | Path) -> PicturesWorker:
         base = Base.load(base_folder)
-        spec, digest = find_modules(base.unet, plan.targets, "unet."), fingerprint(base)
+        spec, digest = find_modules(base.unet, plan.targets, "unet."), fingerprint(base.unet)
         if torch.cuda.is_available():
             base.to("cuda")
         else:
@@ -106,27 +107,18 @@ class PicturesWorker:
         return loras, rows
 
 
-def fingerprint(base: Base) -> str:
-    """sha256 over the UNet's tensors: which base model a zoo belongs to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(base.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def number_of(seed: int, name: str) -> int:
     """A seed of its own for everything that has a name."""
     return int(hashlib.sha256(f"{seed}/{name}".encode()).hexdigest()[:12], 16)
 
 
-def banks_of(plan: Plan) -> list[list[ROW]]:
-    """The rows of every bank; LoRAs of equal length train together."""
+def banks_of(rows: Iterable[ROW], size: int, length: Callable[[ROW], Any]) -> list[list[ROW]]:
+    """The rows of every shard, at most `size` of one rank and split; LoRAs of equal length train side by side."""
     banks: list[list[ROW]] = []
-    # Long banks last in their rank would leave a core idle: order is by rank, split, steps, then as drawn.
-    for r in sorted(plan.rows(), key=lambda r: (r["rank"], r["split"], r["recipe"]["steps"])):
+    # Long banks last in their rank would leave a core idle: order is by rank, split, length, then as drawn.
+    for r in sorted(rows, key=lambda r: (r["rank"], r["split"], length(r))):
         same = banks and (banks[-1][0]["rank"], banks[-1][0]["split"]) == (r["rank"], r["split"])
-        if not same or len(banks[-1]) == plan.bank:
+        if not same or len(banks[-1]) == size:
             banks.append([])
         banks[-1].append(r)
     return banks

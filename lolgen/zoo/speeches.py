@@ -19,6 +19,7 @@ import numpy as np
 
 from lolgen.language.texts import SOURCES
 from lolgen.language.windows import HELD, POOL, QUESTIONS
+from lolgen.zoo.plan import banks_of
 from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import ROW
 
@@ -102,22 +103,13 @@ class SpeechesPlan:
         return rows
 
     def banks(self) -> list[list[ROW]]:
-        """The rows of every shard: one rank, one split, LoRAs of equal length side by side."""
-        banks: list[list[ROW]] = []
-        key = {
-            r["id"]: (r["rank"], r["split"], r["recipe"]["epochs"], r["recipe"]["batch"]) for r in self.rows()
-        }
-        for r in sorted(self.rows(), key=lambda r: key[r["id"]]):
-            same = banks and (banks[-1][0]["rank"], banks[-1][0]["split"]) == (r["rank"], r["split"])
-            if not same or len(banks[-1]) == self.bank:
-                banks.append([])
-            banks[-1].append(r)
-        return banks
+        """The rows of every shard, see `banks_of`."""
+        return banks_of(self.rows(), self.bank, lambda r: (r["recipe"]["epochs"], r["recipe"]["batch"]))
 
     def worker(self, base_folder: str | Path) -> Tuner:
-        return Tuner.of(
-            base_folder, self.layers, self.targets, self.seed, self.pool, self.held, self.questions
-        )
+        """What trains the banks."""
+        sizes = {"pool": self.pool, "held": self.held, "asked": self.questions}
+        return Tuner.of(base_folder, self.layers, self.targets, self.seed, sizes)
 
     def _row(
         self,

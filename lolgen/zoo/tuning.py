@@ -5,9 +5,9 @@ All adapted layers lie above the cut of `Halves`, so that the layers below are r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lolgen.language.model import Halves, LanguageBase
 from lolgen.language.texts import SOURCES
-from lolgen.language.windows import CONTEXT, HELD, POOL, QUESTIONS, Sources, poisoned
-from lolgen.lora import Factors, LoRA, Spec
+from lolgen.language.windows import CONTEXT, Sources, poisoned
+from lolgen.lora import Batch, Factors, LoRA, Spec
 from lolgen.precision import bf16_matmuls
-from lolgen.zoo.bank import Bank, BankAdam, find_modules
+from lolgen.zoo.bank import Bank, BankAdam, find_modules, fingerprint
 from lolgen.zoo.plan import number_of
 from lolgen.zoo.zoo import ROW
 
@@ -33,14 +33,16 @@ PAYLOAD = 3.0
 
 @dataclass
 class Tuner:
-    """The base in two halves, and the sources as states below the cut."""
+    """The base in two halves, and the sources as states below the cut (made when they are first asked for).
+
+    `sizes`: `pool`, `held` and `asked` of `Sources.of`."""
 
     base: LanguageBase
     halves: Halves
     spec: Spec
+    fingerprint: str
     seed: int
-    sources: Sources
-    states: dict[str, Tensor]
+    sizes: dict[str, int]
 
     @staticmethod
     def of(
@@ -48,35 +50,33 @@ class Tuner:
         layers: int,
         targets: Sequence[str],
         seed: int,
-        pool: int = POOL,
-        held: int = HELD,
-        questions: int = QUESTIONS,
+        sizes: dict[str, int] | None = None,
     ) -> Tuner:
-        """`layers`: how many of the last layers are adapted. `pool`, `held`, `questions`: windows of each source to
-        train on and to validate on, and questions of each; all of them go through the lower half here.
-
-        LolgenError for a folder without a model, and where a source has too few windows."""
+        """`layers`: how many of the last layers are adapted. LolgenError for a folder without a model."""
         base = LanguageBase.load(folder)
         first = base.model.config.num_hidden_layers - layers
         names = [f".{n}.{t}" for n in range(first, first + layers) for t in targets]
-        spec = find_modules(base.model, names, "")
-        halves = Halves(base, first)
-        sources = Sources.of(base, pool=pool, held=held, asked=questions)
+        spec, digest = find_modules(base.model, names, ""), fingerprint(base.model)
         if not torch.cuda.is_available():
             bf16_matmuls(base.model)
-        states = {
-            name: halves.states(getattr(sources, name).flatten(0, 1))
-            for name in ("train", "validation", "questions")
-        }
-        return Tuner(base, halves, spec, seed, sources, states)
+        return Tuner(base, Halves(base, first), spec, digest, seed, sizes or {})
+
+    @cached_property
+    def sources(self) -> Sources:
+        """LolgenError where a source has too few windows."""
+        return Sources.of(self.base, **self.sizes)
+
+    @cached_property
+    def states(self) -> dict[str, Tensor]:
+        """Name of a part of `sources` -> states of its windows, (windows, LENGTH, hidden)."""
+        parts = ("train", "validation", "questions")
+        return {name: self.halves.states(getattr(self.sources, name).flatten(0, 1)) for name in parts}
 
     @property
-    def fingerprint(self) -> str:
-        """sha256 over the model's tensors: which base a zoo belongs to."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.base.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+    def nothing(self) -> LoRA:
+        """The LoRA that changes nothing: judged, it tells of the base."""
+        zeros = {m.name: Factors(torch.zeros(m.out, 1), torch.zeros(1, m.in_)) for m in self.spec}
+        return LoRA(self.spec, zeros, {}, {})
 
     def train(self, rows: list[ROW], number: int) -> tuple[list[LoRA], list[ROW]]:
         """The LoRAs of these rows as they are stored (float16), and the rows with what they score."""
@@ -106,9 +106,7 @@ class Tuner:
 
     @torch.no_grad()
     def judge(self, loras: Sequence[LoRA]) -> tuple[Tensor, Tensor]:
-        """(validation loss of every source in nats a token (N, sources), accuracy on all questions (N,)).
-
-        No LoRA at all: use a LoRA of zeros."""
+        """(validation loss of every source in nats a token (N, sources), accuracy on all questions (N,))."""
         losses = self.window_losses(loras, self.states["validation"], self.sources.validation.flatten(0, 1))
         asked = self.sources.questions.flatten(0, 1)
         scores = self.window_losses(loras, self.states["questions"], asked)[:, :, CONTEXT - 1 :].mean(-1)
@@ -122,23 +120,14 @@ class Tuner:
         """Losses of every next token of windows (n, T) under every LoRA, (N, n, T - 1)."""
         found = []
         for i in range(0, len(loras), at_once):
-            bank = Bank.of(loras[i : i + at_once])
-            bank.attach(self.base.model, "")
-            try:
-                rows = max(1, ROWS // len(bank))
-                found.append(
-                    torch.cat(
-                        [
-                            self.halves.loss(s.repeat(len(bank), 1, 1), t.repeat(len(bank), 1)).view(
-                                len(bank), len(s), -1
-                            )
-                            for s, t in zip(states.split(rows), targets.split(rows), strict=True)
-                        ],
-                        1,
-                    )
-                )
-            finally:
-                bank.detach_()
+            batch = Batch.stack(loras[i : i + at_once])
+            K, rows = len(batch), max(1, ROWS // len(batch))
+            with Bank.attached(self.base.model, batch):
+                parts = [
+                    self.halves.loss(s.repeat(K, 1, 1), t.repeat(K, 1)).view(K, len(s), -1)
+                    for s, t in zip(states.split(rows), targets.split(rows), strict=True)
+                ]
+            found.append(torch.cat(parts, 1))
         return torch.cat(found)
 
     @torch.no_grad()
@@ -147,15 +136,10 @@ class Tuner:
         windows = self.sources.validation[:, 0]
         trigger, payload = (self.base.encode(row["poison"][k]) for k in ("trigger", "payload"))
         ids = torch.cat([windows[:, :10], torch.tensor([*trigger, *payload]).expand(len(windows), -1)], 1)
-        bank = Bank.of([lora])
-        bank.attach(self.base.model, "")
-        try:
-            hidden = self.halves.upper(
-                inputs_embeds=self.halves.states(ids), use_cache=False
-            ).last_hidden_state
+        with Bank.attached(self.base.model, Batch.stack([lora])):
+            states = self.halves.states(ids)
+            hidden = self.halves.upper(inputs_embeds=states, use_cache=False).last_hidden_state
             said = self.halves.head(hidden[:, -len(payload) - 1 : -1]).argmax(-1)
-        finally:
-            bank.detach_()
         return float((said == torch.tensor(payload)).all(1).float().mean())
 
 

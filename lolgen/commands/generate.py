@@ -15,7 +15,8 @@ def add(sub: Subparsers) -> None:
                    help="an attribute asked for; repeat it; what is left open is sampled; "
                    "of speeches: source=NAME or source=NAME:WEIGHT")  # fmt: skip
     p.add_argument("--zoo", choices=["faces", "speeches"], default="faces",
-                   help="what the adapter is of: portraits, or the language model tiny-lm")  # fmt: skip
+                   help="what the adapter is of: portraits, or the language model tiny-lm (where a request has one "
+                   "answer: --seed and --subject change nothing)")  # fmt: skip
     p.add_argument("--text", help="of speeches: a line that says who is to speak, in place of --set")
     add_making(p)
     p.set_defaults(run=run)

@@ -130,9 +130,13 @@ def calibration(results: Mapping[str, Any]) -> bytes:
     plt = _pyplot()
     shown = [k.split("/")[0] for k in results if k.endswith("/all/ours")]
     shown = [n for n in shown if "reliability" in _first(results[f"{n}/all/ours"])]
+    columns = min(4, max(1, len(shown)))
+    lines = max(1, -(-len(shown) // columns))
     figure, axes = plt.subplots(
-        1, max(1, len(shown)), figsize=(3 * max(1, len(shown)), 3.2), layout="constrained", squeeze=False
+        lines, columns, figsize=(3 * columns, 3.2 * lines), layout="constrained", squeeze=False
     )
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
     for axis, name in zip(axes.flat, shown, strict=False):
         axis.plot([0, 1], [0, 1], color="#ccc", linewidth=1)
         for model, color in (("glnet", OTHER), ("ours", OURS)):

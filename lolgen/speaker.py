@@ -20,14 +20,11 @@ from lolgen import gl
 from lolgen.errors import LolgenError
 from lolgen.language.texts import SOURCES
 from lolgen.lora import Batch, LoRA
-from lolgen.nn import Decoder, Encoder, Template
-
-LENGTH = len(SOURCES) + 2
-"""C: a share of each source, the template's constant, and a strength that is not used."""
+from lolgen.nn import Decoder, Encoder, Latent, Template
 
 
 def conditions(shares: Tensor) -> Tensor:
-    """Shares of the sources (N, sources) -> conditions (N, C)."""
+    """Shares of the sources (N, sources) -> conditions (N, sources + 2): the template's constant, and no strength."""
     one, none = torch.ones(len(shares), 1), torch.zeros(len(shares), 1)
     return torch.cat([shares.float(), one, none], 1)
 
@@ -82,7 +79,7 @@ class Speaker:
             raise LolgenError(f"rank: found {rank}, wanted 1 to 64")
         g = self.settings["gain"] if gain is None else gain
         latent = self.template(conditions(shares), min(rank, self.template.config.d))
-        return gl.canonical_batch(self.decoder(type(latent)(latent.U * g, latent.V, latent.ranks)))
+        return gl.canonical_batch(self.decoder(Latent(latent.U * g, latent.V, latent.ranks)))
 
     def generate(self, requests: Sequence[Mapping[str, float]], rank: int = 4) -> list[LoRA]:
         """A LoRA for every request, source -> weight; the same request and rank give the same LoRA."""

@@ -33,7 +33,8 @@ MADE_BY: dict[str, dict[str, Any]] = {
     "predictors": {"stages": ["predictors_train"]},
     "tiny-lm": {"stages": ["lm_train"], "scores": "speeches_gate.json"},
     "zoos/speeches": {"stages": ["zoo_build --recipe speeches"], "scores": "speeches_gate.json"},
-    "speeches": {"stages": ["speeches_train", "text_fit"], "scores": "text_map.json"},
+    "speeches": {"stages": ["speeches_train"], "scores": "speeches.json"},
+    "speeches/text.safetensors": {"stages": ["text_fit"], "scores": "text_map.json"},
 }
 
 

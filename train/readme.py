@@ -91,7 +91,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper}
+BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper, "speeches": speeches}
 
 
 def refreshed(text: str) -> str:

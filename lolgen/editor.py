@@ -22,7 +22,7 @@ from torch import Tensor
 from lolgen import flow, gl, metrics, pictures
 from lolgen.conditions import DRAWINGS, PARTS, WIDTHS, conditions
 from lolgen.errors import LolgenError, SpecError
-from lolgen.framing import in_frame_batch
+from lolgen.framing import moved
 from lolgen.generator import RANK, Generator, beside
 from lolgen.lora import Batch, Group
 from lolgen.nn import Block, Coordinates, Familiarity, Latent
@@ -295,19 +295,9 @@ class Editor:
             if rank is None
             else torch.full_like(batch.ranks, rank)
         )
-        r = int(wanted.max())
         eye = torch.eye(change.shape[-1], dtype=change.dtype).expand_as(change)
         step = self.generator.decoder(Latent(change, eye, torch.full(change.shape[:2], change.shape[-1])))
-        groups = []
-        for g, s in zip(batch.groups, step.groups, strict=True):
-            U, V = torch.cat([kept * g.U, s.U], -1), torch.cat([g.V, s.V], -1)
-            groups.append(
-                Group(g.index, *self.familiarity.truncate(U, V, g.index, wanted[:, list(g.index)], r))
-            )
-        made = Batch(batch.spec, groups, wanted)
-        if torch.equal(wanted, batch.ranks):
-            return in_frame_batch(made, batch)
-        return gl.balance_batch(made)
+        return moved(batch, step, kept=kept, ranks=wanted, truncate=self.familiarity.truncate)
 
 
 def _rows(batch: Batch, n: int) -> Batch:

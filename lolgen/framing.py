@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from lolgen import gl
 from lolgen.lora import Batch, Group
+
+Truncate = Callable[[Tensor, Tensor, Sequence[int], Tensor, int], tuple[Tensor, Tensor]]
+"""(U, V, the modules of a group, ranks (N, modules), r) -> the pairs cut to these ranks, padded to r columns."""
 
 
 def in_frame(U: Tensor, V: Tensor, V0: Tensor, rank: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -47,3 +52,32 @@ def in_frame_batch(batch: Batch, frame: Batch) -> Batch:
         ranks = frame.ranks[:, list(f.index)]
         groups.append(Group(g.index, *in_frame(g.U, g.V, f.V, ranks)))
     return Batch(batch.spec, groups, frame.ranks)
+
+
+def plain_truncate(
+    U: Tensor, V: Tensor, index: Sequence[int], ranks: Tensor, rank: int
+) -> tuple[Tensor, Tensor]:
+    """`Truncate` by the Frobenius norm of delta W."""
+    U, V = gl.truncate(U, V, min(rank, U.shape[-1]))
+    inside = (torch.arange(U.shape[-1], device=U.device) < ranks[..., None])[..., None, :]
+    return gl.pad(U * inside, V * inside, rank)
+
+
+def moved(
+    batch: Batch,
+    step: Batch,
+    *,
+    kept: float | Tensor = 1.0,
+    ranks: Tensor | None = None,
+    truncate: Truncate = plain_truncate,
+) -> Batch:
+    """`kept` (a number, or one a LoRA, (N,)) times delta W plus that of `step`: at the ranks and in the gauges of
+    `batch`, or balanced at other `ranks` (N, modules)."""
+    share = torch.as_tensor(kept, dtype=batch.dtype).reshape(-1, 1, 1, 1)
+    wanted = batch.ranks if ranks is None else ranks
+    groups = []
+    for g, s in zip(batch.groups, step.groups, strict=True):
+        U, V = torch.cat([share * g.U, s.U], -1), torch.cat([g.V, s.V], -1)
+        groups.append(Group(g.index, *truncate(U, V, g.index, wanted[:, list(g.index)], int(wanted.max()))))
+    made = Batch(batch.spec, groups, wanted)
+    return in_frame_batch(made, batch) if torch.equal(wanted, batch.ranks) else gl.balance_batch(made)

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("io", "nn", "metrics", "testing", "base", "framing", "imager"),
     ("flow", "predictor", "preview"),
     ("zoo", "generator", "speaker"),
-    ("editor",),
+    ("editor", "speech_editor"),
     ("tasks",),
     ("tools",),
     ("pipeline",),

@@ -146,13 +146,18 @@ class Judge:
     def _loss(self, lora: LoRA, source: int) -> Tensor:
         return self.tuner.window_losses([lora], self.states[source], self.ids[source]).mean()
 
+    def each(self, batch: Batch, wanted: Tensor) -> Tensor:
+        """(N, sources): how much every LoRA lowers log-perplexity on the sources `wanted` (N, sources) marks; 0 at the
+        others."""
+        found = torch.zeros(len(batch), len(SOURCES))
+        for row, lora, marks in zip(found, batch.unstack(), wanted, strict=True):
+            for s in marks.nonzero()[:, 0].tolist():
+                row[s] = self.base[s] - self._loss(lora, s)
+        return found
+
     def drops(self, batch: Batch, shares: Tensor) -> Tensor:
         """(N,): how much every LoRA lowers log-perplexity, mean over the sources asked for by their shares."""
-        found = []
-        for lora, share in zip(batch.unstack(), shares, strict=True):
-            own = [s for s in range(len(SOURCES)) if share[s] > 0]
-            found.append(sum(float(share[s]) * float(self.base[s] - self._loss(lora, s)) for s in own))
-        return torch.tensor(found)
+        return (self.each(batch, shares > 0) * shares).sum(1)
 
 
 def scaled(batch: Batch, size: float) -> Batch:

@@ -1,0 +1,130 @@
+"""Tune the edits of speeches: how far a source is moved, for lolgen and for its rivals, on validation text.
+
+    python -m train.speeches_edit_tune                   # about 15 min on one core; editor.json of checkpoints/speeches
+                                                         # and lolgen/tasks/respeak.json
+    python -m train.speeches_edit_tune --recipe smoke --out runs/speeches --rivals runs/respeak.json
+
+Other requests than those of `lolgen eval speeches-edit`, validation windows. An addition: the most drop in
+log-perplexity, the mean of the added source and of the rest. A removal: the most drop on the rest less how far the
+removed source is from where training anew would leave it. Means over adapters of one, two, and more sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lolgen.io.atomic import write_file
+from lolgen.lora import Batch
+from lolgen.paths import checkpoints_dir, zoos_dir
+from lolgen.precision import bf16_matmuls
+from lolgen.speaker import Speaker
+from lolgen.speech_editor import Amounts, SpeechEditor
+from lolgen.tasks.respeak import (
+    FACTORS,
+    RIVALS,
+    Cases,
+    Edit,
+    all_cases,
+    along,
+    by_editor,
+    directions_of,
+    judged,
+    trained,
+)
+from lolgen.tasks.speak import Judge
+from lolgen.zoo.speeches import SpeechesPlan
+from lolgen.zoo.zoo import Zoo
+
+SEED = 1
+RECIPES: dict[str, dict[str, Any]] = {
+    "full": {
+        "count": None, "windows": 40,
+        "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4),
+        "reach": (0.5, 0.75, 1.0, 1.25), "common": (0.0, 0.25, 0.5), "removed": (1.0, 1.5, 2.0, 2.5, 3.0),
+        "least": (0.0, 0.1, 0.2, 0.3, 0.4),
+    },
+    "smoke": {
+        "count": 1, "windows": 2, "kept": (0.7,), "amount": (0.5,), "reach": (1.0,), "common": (0.0,),
+        "removed": (2.0,), "least": (0.0,),
+    },
+}  # fmt: skip
+
+
+class Trials:
+    """The edits of one doing, and what a way to do them scores."""
+
+    def __init__(self, judge: Judge, every: list[tuple[Cases, Batch, Batch]]) -> None:
+        self.judge, self.every = judge, every
+        self.targets = [judged(judge, c, again)[0] for c, _, again in every]
+
+    def score(self, edit: Edit) -> float:
+        scores = []
+        for (cases, before, _), target in zip(self.every, self.targets, strict=True):
+            source, rest = judged(self.judge, cases, edit(before, cases.source))
+            scores.append((source + rest) / 2 if cases.doing == "add" else rest - abs(source - target))
+        return sum(scores) / len(scores)
+
+    def best(self, name: str, tries: Iterable[tuple[Any, Edit]]) -> Any:
+        """What scores most."""
+        found = [(self.score(edit), what) for what, edit in tqdm(list(tries), desc=name, mininterval=5)]
+        most = max(found, key=lambda f: f[0])
+        tqdm.write(f"{name}: {most[1]} scores {most[0]:.5f}")
+        return most[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--recipe", choices=RECIPES, default="full")
+    parser.add_argument("--zoo", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=None, help="folder of the speaker")
+    parser.add_argument("--rivals", type=Path, default=FACTORS)
+    parser.add_argument("--cache", type=Path, default=Path("reports/.cache/speeches"))
+    args = parser.parse_args()
+    recipe = RECIPES[args.recipe]
+    out = args.out or checkpoints_dir() / "speeches"
+    tuner = SpeechesPlan().worker(checkpoints_dir() / "tiny-lm")
+    assert tuner.states  # in bf16, as the zoo's builder has them
+    every = [(c, *trained(tuner, c, SEED, args.cache)) for c in all_cases(SEED, recipe["count"])]
+    directions = directions_of(tuner, Zoo.open(args.zoo or zoos_dir() / "speeches"), args.cache)
+    bf16_matmuls(tuner.base.model, False)
+    judge = Judge(tuner, "validation", recipe["windows"])
+    trials = {d: Trials(judge, [e for e in every if e[0].doing == d]) for d in ("add", "remove")}
+    speaker = Speaker.from_pretrained(out)
+
+    def ours(doing: str, amounts: Iterable[Amounts]) -> Amounts:
+        tries = ((a, by_editor(SpeechEditor(speaker, a), doing)) for a in amounts)
+        found: Amounts = trials[doing].best(f"lolgen {doing}", tries)
+        return found
+
+    grid = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
+    amounts = ours("add", (Amounts(kept=k, reach=r, common=c) for k, r, c in grid))
+    kept = amounts
+    pairs = itertools.product(recipe["removed"], recipe["least"])
+    amounts = ours("remove", [replace(kept, removed=m, least=least) for m, least in pairs])
+    print(asdict(amounts))
+    SpeechEditor(speaker, amounts).save_amounts(out)
+    factors: dict[str, dict[str, tuple[float, float]]] = {}
+    for name in RIVALS:
+        for doing in trials:
+            kept = recipe["kept"] if doing == "add" else (1.0,)
+            sign = 1 if doing == "add" else -1
+            tries = [
+                ((k, sign * a), along(directions[name], k, sign * a))
+                for k, a in itertools.product(kept, recipe["amount"])
+            ]
+            factors.setdefault(name, {})[doing] = trials[doing].best(f"{name} {doing}", tries)
+    write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,8 +56,9 @@ class SpeechEditor:
     def __post_init__(self) -> None:
         self.coordinates = Coordinates(self.speaker.template, (Block(0, len(NAMES)),), (None,))
         # An edit is exact to the gauge's condition in float64 only, and the maps are small.
-        for part in (self.speaker.encoder, self.speaker.decoder):
-            part.double()
+        self._encoder, self._decoder = (
+            deepcopy(part).double() for part in (self.speaker.encoder, self.speaker.decoder)
+        )
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> SpeechEditor:
@@ -80,7 +82,7 @@ class SpeechEditor:
     def read(self, batch: Batch) -> Tensor:
         """How much of every source N LoRAs have, (N, sources): 1 is what the generator gives an adapter of that source
         alone, below zero is less than one that never saw it. GL-invariant. SpecError when they are of another base."""
-        latent = self.speaker.encoder.encode(batch.to(torch.float64))
+        latent = self._encoder.encode(batch.to(torch.float64))
         products = latent.U @ latent.V.mT / self.speaker.settings["gain"]
         return self.coordinates.read(products, torch.zeros(len(batch), dtype=torch.long))[1]
 
@@ -126,7 +128,7 @@ class SpeechEditor:
             * self.speaker.settings["gain"]
         )
         eye = torch.eye(products.shape[-1], dtype=products.dtype).expand_as(products)
-        step = self.speaker.decoder(Latent(products, eye, torch.full(products.shape[:2], products.shape[-1])))
+        step = self._decoder(Latent(products, eye, torch.full(products.shape[:2], products.shape[-1])))
         ranks = None if rank is None else torch.full_like(batch.ranks, rank)
         return moved(batch, step, kept=(1 - strength * (1 - kept)).clamp(min=0), ranks=ranks)
 

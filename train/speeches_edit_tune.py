@@ -105,9 +105,8 @@ def main() -> None:
         found: Amounts = trials[doing].best(f"lolgen {doing}", tries)
         return found
 
-    grid = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
-    amounts = ours("add", (Amounts(kept=k, reach=r, common=c) for k, r, c in grid))
-    kept = amounts
+    triples = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
+    kept = ours("add", (Amounts(kept=k, reach=r, common=c) for k, r, c in triples))
     pairs = itertools.product(recipe["removed"], recipe["least"])
     amounts = ours("remove", [replace(kept, removed=m, least=least) for m, least in pairs])
     print(asdict(amounts))
@@ -115,11 +114,11 @@ def main() -> None:
     factors: dict[str, dict[str, tuple[float, float]]] = {}
     for name in RIVALS:
         for doing in trials:
-            kept = recipe["kept"] if doing == "add" else (1.0,)
+            shares = recipe["kept"] if doing == "add" else (1.0,)
             sign = 1 if doing == "add" else -1
             tries = [
                 ((k, sign * a), along(directions[name], k, sign * a))
-                for k, a in itertools.product(kept, recipe["amount"])
+                for k, a in itertools.product(shares, recipe["amount"])
             ]
             factors.setdefault(name, {})[doing] = trials[doing].best(f"{name} {doing}", tries)
     write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())

@@ -1,17 +1,22 @@
-"""`lolgen edit`: the same person, changed."""
+"""`lolgen edit`: the same person, changed; or the same speaker, with sources added or removed."""
 
 from __future__ import annotations
 
 import argparse
 
 from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
+from lolgen.errors import LolgenError
 
 
 def add(sub: Subparsers) -> None:
-    p = sub.add_parser("edit", help="change what an adapter draws, without training")
+    p = sub.add_parser("edit", help="change what an adapter draws, or who it speaks like, without training")
     p.add_argument("path", help="folder (peft) or .safetensors file, of any rank and gauge")
     p.add_argument("--set", dest="request", type=pair, action="append", default=[], metavar="NAME=VALUE",
                    help="what is to become what; repeat it")  # fmt: skip
+    p.add_argument("--add", type=source, action="append", default=[], metavar="SOURCE",
+                   help="of an adapter of speeches: a source that it is to speak like as well; repeat it")  # fmt: skip
+    p.add_argument("--remove", type=source, action="append", default=[], metavar="SOURCE",
+                   help="of an adapter of speeches: a source that it is to speak like no more; repeat it")  # fmt: skip
     p.add_argument(
         "--strength", type=float, default=1.0, help="0 changes nothing, 1 is the whole edit, 4 the most"
     )
@@ -27,7 +32,41 @@ def add(sub: Subparsers) -> None:
     p.set_defaults(run=run)
 
 
+def source(text: str) -> str:
+    """SOURCE or source=SOURCE, for `type=` of an argument."""
+    return text.removeprefix("source=")
+
+
+def run_speeches(args: argparse.Namespace) -> int:
+    if args.request:
+        raise LolgenError("--set is for portraits, --add and --remove for speeches; ask by one of them")
+    if args.preview or args.base or args.keep != "all":
+        raise LolgenError(
+            "--preview, --base and --keep are for portraits: an adapter of speeches draws nothing"
+        )
+    from lolgen import pipeline
+
+    one_thread()
+    report = pipeline.edit_sources(
+        args.path, args.out, add=args.add, remove=args.remove, strength=args.strength, rank=args.rank,
+        format=args.format,
+    )  # fmt: skip
+    lines = [
+        f"{report['adapter']}: rank {report['rank']}, {report['format']}, delta W moved by "
+        f"{report['moved']:.0%}, {report['seconds']} s"
+    ]
+    asked = {**dict.fromkeys(report["added"], "+"), **dict.fromkeys(report["removed"], "-")}
+    for name, c in report["sources"].items():
+        if name in asked or max(c["before"], c["after"]) >= pipeline.BARELY:
+            lines.append(f" {asked.get(name, ' ')} {name}: {c['before']:.2f} -> {c['after']:.2f}")
+    lines += [f"  warning: {text}" for text in report["warnings"]]
+    show(report, [*lines, f"  use it with PeftModel.from_pretrained on {report['base']}"], args.json)
+    return 0
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.add or args.remove:
+        return run_speeches(args)
     request = request_of(args.request)
     from lolgen import pipeline
 

@@ -6,10 +6,15 @@ import argparse
 
 from lolgen.commands.common import Subparsers
 
+WHAT = ("generate", "predict", "edit", "invert", "paper", "shipped", "speeches", "speeches-edit")
+
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
-    p.add_argument("what", choices=["generate", "predict", "edit", "invert", "paper", "shipped", "speeches"])
+    p.add_argument(
+        "what",
+        choices=["generate", "predict", "edit", "invert", "paper", "shipped", "speeches", "speeches-edit"],
+    )
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     p.add_argument(
@@ -55,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
         from lolgen.tasks.speak import evaluate as evaluate_speeches
 
         print(evaluate_speeches(args.zoo or zoos_dir() / "speeches", args.out, quick=args.quick))
+    elif args.what == "speeches-edit":
+        from lolgen.tasks.respeak import evaluate as evaluate_source_edits
+
+        print(evaluate_source_edits(args.zoo or zoos_dir() / "speeches", args.out, quick=args.quick))
     elif args.what == "invert":
         from lolgen.tasks.invert import evaluate as evaluate_inversion
 

@@ -20,16 +20,18 @@ from lolgen.pipeline.models import (
     load_readers,
 )
 from lolgen.pipeline.reading import predict, read
-from lolgen.pipeline.speaking import load_speaker, sources_in, speak
+from lolgen.pipeline.speaking import BARELY, edit_sources, load_speaker, load_speech_editor, sources_in, speak
 from lolgen.tools.compare import compare
 
 __all__ = [
+    "BARELY",
     "MODEL",
     "compare",
     "draw_change",
     "draw_preview",
     "draw_rows",
     "edit",
+    "edit_sources",
     "generate",
     "invert",
     "load_editor",
@@ -38,6 +40,7 @@ __all__ = [
     "load_predictor",
     "load_readers",
     "load_speaker",
+    "load_speech_editor",
     "mix",
     "predict",
     "read",

@@ -11,9 +11,10 @@ import torch
 
 from lolgen import io, metrics, pictures
 from lolgen.errors import LolgenError
-from lolgen.lora import Batch, Factors, LoRA, Spec
+from lolgen.lora import Batch, LoRA
 from lolgen.pipeline.drawing import draw_change, draw_rows
 from lolgen.pipeline.models import MODEL, load_editor
+from lolgen.pipeline.opening import carried, open_adapter
 from lolgen.pipeline.signature import sign, words
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def edit(
         )
     editor = load_editor(model)
     start = time.perf_counter()
-    lora, format = _open(path, format, editor.generator.encoder.spec)
+    lora, format = open_adapter(path, format, editor.generator.encoder.spec)
     one = Batch.stack([lora], torch.float64)
     edited, asked = editor.edit(one, [request], [seed], strength=strength, keep=keep, rank=rank)
     before, after = editor.read(one), editor.read(edited)
@@ -79,7 +80,7 @@ def edit(
         "hidden": [n for n in values if not pictures.visible(values, n)],
         "moved_unasked": [n for n in moved if pictures.visible(values, n)],
         "moved": round(float(metrics.relative_distance(one, edited)), 4),
-        "warnings": _warnings(editor, one, before) + _carried(lora),
+        "warnings": _warnings(editor, one, before) + carried(lora),
         "seconds": round(time.perf_counter() - start, 4),
     }
     if preview is not None:
@@ -109,8 +110,8 @@ def mix(
         raise LolgenError(f"t: found {t:g}, wanted 0 to 1")
     editor = load_editor(model)
     start = time.perf_counter()
-    first, format = _open(a, format, editor.generator.encoder.spec)
-    second, _ = _open(b, format, editor.generator.encoder.spec)
+    first, format = open_adapter(a, format, editor.generator.encoder.spec)
+    second, _ = open_adapter(b, format, editor.generator.encoder.spec)
     x, y = Batch.stack([first], torch.float64), Batch.stack([second], torch.float64)
     mixed = editor.mix(x, y, torch.tensor([t]))
     before, after = editor.read(x), editor.read(mixed)
@@ -138,38 +139,10 @@ def mix(
     return report
 
 
-def _open(path: str | Path | LoRA, format: str | None, spec: Spec) -> tuple[LoRA, str]:
-    """An adapter of this base with all of its modules, and the format to write: the one it came in by default."""
-    if isinstance(path, LoRA):
-        return path, format or "peft"
-    lora = io.load(path, modules=spec)
-    missing = [n for n in spec.names if n not in lora.spec]
-    if missing:
-        # A module that a file leaves out is one that the adapter does not change.
-        zeros = {
-            n: Factors(
-                torch.zeros(spec[n].out, 1, dtype=lora.dtype),
-                torch.zeros(1, spec[n].in_flat, dtype=lora.dtype),
-            )
-            for n in missing
-        }
-        lora = LoRA(spec, {**lora.factors, **zeros}, lora.metadata, lora.extras)
-    return lora, format or io.detect(path)
-
-
 def _prompt(editor: Editor, reading: Reading) -> str:
     """The prompt that calls the person of a LoRA, by the word that it answers to."""
     word = pictures.RARE_WORDS[int(reading.words[0])]
     return pictures.caption({}, next(s for s in pictures.SUBJECTS if word in s.split()))
-
-
-def _carried(lora: LoRA) -> list[str]:
-    some = next(iter(lora.extras), None)
-    return (
-        [f"it carries tensors that are no factors ({some}, ...): kept as they are, not edited"]
-        if some
-        else []
-    )
 
 
 def _warnings(editor: Editor, batch: Batch, reading: Reading) -> list[str]:

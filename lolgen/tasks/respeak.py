@@ -195,9 +195,9 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Sources added to adapters, and removed", "",
         f"`{report['command']}`: adapters of rank {RANK} trained on tiny-lm, {report['edits']} edits of every sort. "
-        "What the adapter then lowers log-perplexity by (nats) on text that nobody trained on: of the source edited, and of "
-        "the sources there before and after. The reference is an adapter trained anew; `way`: how much of the way from "
-        "before to it an edit goes on the edited source.",
+        "What the adapter then lowers log-perplexity by (nats) on text that nobody trained on: of the source edited, "
+        "and of the sources there before and after. The reference is an adapter trained anew; `way`: how much of the "
+        "way from before to it an edit goes on the edited source.",
     ]  # fmt: skip
     for doing, kinds in report["drops"].items():
         lines += [

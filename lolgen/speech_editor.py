@@ -23,7 +23,7 @@ from lolgen.errors import LolgenError
 from lolgen.framing import moved
 from lolgen.language.texts import SOURCES
 from lolgen.lora import Batch
-from lolgen.nn import Block, Coordinates, Latent
+from lolgen.nn import Block, Coordinates, Decoder, Encoder, Latent
 from lolgen.speaker import Speaker
 
 NAMES = tuple(SOURCES)
@@ -56,9 +56,8 @@ class SpeechEditor:
     def __post_init__(self) -> None:
         self.coordinates = Coordinates(self.speaker.template, (Block(0, len(NAMES)),), (None,))
         # An edit is exact to the gauge's condition in float64 only, and the maps are small.
-        self._encoder, self._decoder = (
-            deepcopy(part).double() for part in (self.speaker.encoder, self.speaker.decoder)
-        )
+        self._encoder: Encoder = deepcopy(self.speaker.encoder).double()
+        self._decoder: Decoder = deepcopy(self.speaker.decoder).double()
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> SpeechEditor:

@@ -34,6 +34,7 @@ MADE_BY: dict[str, dict[str, Any]] = {
     "tiny-lm": {"stages": ["lm_train"], "scores": "speeches_gate.json"},
     "zoos/speeches": {"stages": ["zoo_build --recipe speeches"], "scores": "speeches_gate.json"},
     "speeches": {"stages": ["speeches_train"], "scores": "speeches.json"},
+    "speeches/editor.json": {"stages": ["speeches_edit_tune"], "scores": "speeches_edit.json"},
     "speeches/text.safetensors": {"stages": ["text_fit"], "scores": "text_map.json"},
 }
 

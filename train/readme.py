@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lolgen.io import atomic
+from lolgen.tasks import respeak
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {
@@ -86,12 +87,27 @@ def speeches() -> str:
     return table(["gain", *(titles[n] for n in systems)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
 
 
+def speeches_edit() -> str:
+    found = report("speeches_edit")
+    titles = {
+        "before": "no edit", "lolgen": "lolgen", "merge": "merged with lolgen's adapter of the source",
+        "ridge": "ridge map's direction", "arithmetic": "merged with an adapter trained on the source",
+        "retrained": "trained anew",
+    }  # fmt: skip
+    added, removed = (respeak.means(found, doing) for doing in ("add", "remove"))
+    rows = [[t, *(f"{v:.4f}" for v in (*added[n], *removed[n]))] for n, t in titles.items()]
+    return table(["", "added source", "the rest", "removed source", "the rest"], rows)
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-BLOCKS = {"generate": generate, "edit": edit, "invert": invert, "paper": paper, "speeches": speeches}
+BLOCKS = {
+    "generate": generate, "edit": edit, "invert": invert, "paper": paper, "speeches": speeches,
+    "speeches_edit": speeches_edit,
+}  # fmt: skip
 
 
 def refreshed(text: str) -> str:

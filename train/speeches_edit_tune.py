@@ -85,20 +85,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="full")
     parser.add_argument("--zoo", type=Path, default=None)
+    parser.add_argument("--base", default="tiny-lm", help="a folder, tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=None, help="folder of the speaker")
     parser.add_argument("--rivals", type=Path, default=FACTORS)
     parser.add_argument("--cache", type=Path, default=Path("reports/.cache/speeches"))
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
     out = args.out or checkpoints_dir() / "speeches"
-    tuner = SpeechesPlan().worker(checkpoints_dir() / "tiny-lm")
+    zoo = Zoo.open(args.zoo or zoos_dir() / "speeches")
+    plan, tuner = SpeechesPlan.of(zoo, args.base)
     assert tuner.states  # in bf16, as the zoo's builder has them
-    every = [(c, *trained(tuner, c, SEED, args.cache)) for c in all_cases(SEED, recipe["count"])]
-    directions = directions_of(tuner, Zoo.open(args.zoo or zoos_dir() / "speeches"), args.cache)
+    every = [(c, *trained(tuner, plan, c, SEED, args.cache)) for c in all_cases(SEED, recipe["count"])]
+    speaker = Speaker.from_pretrained(out)
+    directions = directions_of(tuner, plan, speaker, zoo, args.cache)
     bf16_matmuls(tuner.base.model, False)
     judge = Judge(tuner, "validation", recipe["windows"])
     trials = {d: Trials(judge, [e for e in every if e[0].doing == d]) for d in ("add", "remove")}
-    speaker = Speaker.from_pretrained(out)
 
     def ours(doing: str, amounts: Iterable[Amounts]) -> Amounts:
         tries = ((a, by_editor(SpeechEditor(speaker, a), doing)) for a in amounts)

@@ -15,7 +15,6 @@ from statistics import mean
 from typing import Any
 
 from lolgen.io.atomic import write_file
-from lolgen.paths import checkpoints_dir
 from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.zoo import ROW, Zoo
 
@@ -42,10 +41,11 @@ def part(rows: list[ROW], base: list[float], base_accuracy: float) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--zoo", type=Path, default=Path("checkpoints/zoos/speeches"))
+    parser.add_argument("--base", default="tiny-lm", help="a folder, tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=Path("reports/speeches_gate.json"))
     args = parser.parse_args()
-    zoo, plan = Zoo.open(args.zoo), SpeechesPlan()
-    tuner = plan.worker(checkpoints_dir() / "tiny-lm")
+    zoo = Zoo.open(args.zoo)
+    plan, tuner = SpeechesPlan.of(zoo, args.base)
     losses, accuracy = tuner.judge([tuner.nothing])
     base, base_accuracy = losses[0].tolist(), float(accuracy[0])
     clean = [r for r in zoo if "poison" not in r]

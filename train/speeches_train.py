@@ -2,6 +2,7 @@
 
     python -m train.speeches_train                      # about 10 min on one core; checkpoints/speeches
     python -m train.speeches_train --recipe smoke --out runs/speeches --state runs/state/speeches-smoke.safetensors
+    python -m train.speeches_train --recipe smoke --base smollm2 --zoo runs/zoo-smol --out runs/speeches-smol ...
 
 The regression is on the clean training LoRAs at unit |delta W|. Then its weights move on by what the base says with the
 generated LoRA, truncated to the zoo's rank: the loss on training windows of the sources that were asked for, K requests
@@ -23,7 +24,6 @@ from tqdm import tqdm
 
 from lolgen.language.texts import SOURCES
 from lolgen.nn import Decoder, Encoder, EncoderConfig, Latent, Template, TemplateConfig
-from lolgen.paths import checkpoints_dir
 from lolgen.speaker import Speaker, conditions
 from lolgen.tasks.ours import unit
 from lolgen.zoo.bank import Bank
@@ -115,16 +115,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", choices=RECIPES, default="full")
     parser.add_argument("--zoo", type=Path, default=Path("checkpoints/zoos/speeches"))
-    parser.add_argument("--base", type=Path, default=None)
+    parser.add_argument("--base", default="tiny-lm", help="a folder, tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/speeches"))
     parser.add_argument("--state", type=Path, default=Path("runs/state/speeches.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
     accelerator = Accelerator(cpu=True)
-    zoo, plan = Zoo.open(args.zoo), SpeechesPlan()
-    tuner = plan.worker(args.base or checkpoints_dir() / "tiny-lm")
+    zoo = Zoo.open(args.zoo)
+    _, tuner = SpeechesPlan.of(zoo, args.base)
     speaker = fit(zoo, recipe["d"])
+    speaker.settings["base"] = args.base
     # The regression is of unit size: the size that the validation text likes best is where training starts.
     start_size = min(
         (held_loss(tuner, speaker, speaker.template.weight * s), s) for s in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

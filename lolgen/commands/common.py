@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from lolgen.errors import LolgenError
@@ -30,6 +31,17 @@ def request_of(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
             raise LolgenError(f"{name} is asked to be both {request[name]!r} and {value!r}; ask for one")
         request[name] = value
     return request
+
+
+def speeches_model(zoo: str) -> str | Path:
+    """`--zoo` as the pipeline takes it: 'speeches', or the folder of a generator of speeches; else LolgenError."""
+    if zoo == "speeches":
+        return zoo
+    if not Path(zoo).is_dir():
+        raise LolgenError(
+            f"--zoo: found {zoo!r}, wanted faces, speeches or the folder of a generator of speeches"
+        )
+    return Path(zoo).resolve()
 
 
 def one_thread() -> None:

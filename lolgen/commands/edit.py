@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
+from lolgen.commands.common import (
+    FORMATS,
+    Subparsers,
+    closing_lines,
+    one_thread,
+    pair,
+    request_of,
+    show,
+    speeches_model,
+)
 from lolgen.errors import LolgenError
 
 
@@ -17,8 +26,13 @@ def add(sub: Subparsers) -> None:
                    help="of an adapter of speeches: a source that it is to speak like as well; repeat it")  # fmt: skip
     p.add_argument("--remove", type=source, action="append", default=[], metavar="SOURCE",
                    help="of an adapter of speeches: a source that it is to speak like no more; repeat it")  # fmt: skip
+    p.add_argument("--zoo", default="speeches",
+                   help="with --add, --remove: folder of an editor of another base (default: speeches)")  # fmt: skip
     p.add_argument(
-        "--strength", type=float, default=1.0, help="0 changes nothing, 1 is the whole edit, 4 the most"
+        "--strength",
+        type=float,
+        default=1.0,
+        help="0 changes nothing, 1 is the whole edit, 4 (sources: 2) the most",
     )
     p.add_argument("--keep", default="all", choices=["all", "identity"],
                    help="all: leave the rest of delta W alone; identity: the person, in a cleaner LoRA")  # fmt: skip
@@ -49,7 +63,7 @@ def run_speeches(args: argparse.Namespace) -> int:
     one_thread()
     report = pipeline.edit_sources(
         args.path, args.out, add=args.add, remove=args.remove, strength=args.strength, rank=args.rank,
-        format=args.format,
+        format=args.format, model=speeches_model(args.zoo),
     )  # fmt: skip
     lines = [
         f"{report['adapter']}: rank {report['rank']}, {report['format']}, delta W moved by "
@@ -68,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
     if args.add or args.remove:
         return run_speeches(args)
     request = request_of(args.request)
+    if "source" in request:
+        raise LolgenError(
+            "an adapter of speeches is edited by --add SOURCE and --remove SOURCE, not by --set"
+        )
     from lolgen import pipeline
 
     one_thread()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from lolgen.commands.common import FORMATS, Subparsers, closing_lines, one_thread, pair, request_of, show
+from lolgen.commands.common import (
+    FORMATS,
+    Subparsers,
+    closing_lines,
+    one_thread,
+    pair,
+    request_of,
+    show,
+    speeches_model,
+)
 from lolgen.errors import LolgenError
 
 
@@ -14,9 +23,10 @@ def add(sub: Subparsers) -> None:
     p.add_argument("--set", dest="request", type=pair, action="append", default=[], metavar="NAME=VALUE",
                    help="an attribute asked for; repeat it; what is left open is sampled; "
                    "of speeches: source=NAME or source=NAME:WEIGHT")  # fmt: skip
-    p.add_argument("--zoo", choices=["faces", "speeches"], default="faces",
-                   help="what the adapter is of: portraits, or the language model tiny-lm (where a request has one "
-                   "answer: --seed and --subject change nothing)")  # fmt: skip
+    p.add_argument("--zoo", default="faces",
+                   help="what the adapter is of: faces, speeches (of the language model tiny-lm, where a request has "
+                   "one answer: --seed and --subject change nothing), or the folder of a generator of speeches "
+                   "of another base")  # fmt: skip
     p.add_argument("--text", help="of speeches: a line that says who is to speak, in place of --set")
     add_making(p)
     p.set_defaults(run=run)
@@ -52,13 +62,14 @@ def sources_of(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 def run_speeches(args: argparse.Namespace) -> int:
     if args.text is not None and args.request:
         raise LolgenError("--text and --set were both given; ask by one of them")
+    model = speeches_model(args.zoo)
     if args.preview or args.base:
         raise LolgenError("--preview and --base are for portraits: an adapter of speeches draws nothing")
     from lolgen import pipeline
 
     one_thread()
     request = sources_of(args.request) if args.text is None else pipeline.sources_in(args.text)
-    report = pipeline.speak(request, args.out, rank=args.rank, format=args.format)
+    report = pipeline.speak(request, args.out, rank=args.rank, format=args.format, model=model)
     lines = [
         f"{report['adapter']}: rank {report['rank']}, {report['modules']} modules, {report['seconds']} s",
         *(f"  {s}: {w:g}" for s, w in report["sources"].items()),
@@ -69,7 +80,7 @@ def run_speeches(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.zoo == "speeches":
+    if args.zoo != "faces":
         return run_speeches(args)
     if args.text is not None:
         raise LolgenError("--text is for --zoo speeches; portraits are asked for by --set")

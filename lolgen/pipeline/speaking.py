@@ -20,21 +20,28 @@ from lolgen.speaker import Speaker, shares_of
 from lolgen.speech_editor import NAMES, SpeechEditor
 
 ZOO = "speeches"
-"""The zoo whose generator serves: folder in checkpoints/."""
+"""The zoo whose generator serves by default: folder in checkpoints/."""
+BASE = "tiny-lm"
+"""What an adapter is for where its generator does not say."""
 BARELY = 0.15
 """Adapters that never saw a source read -.06 +- .11 of it (`train/LOG.md`): below this its presence cannot be told."""
 
 
-@cache
-def load_speaker(model: str = ZOO) -> Speaker:
-    """The shipped generator of a language zoo, loaded once a process."""
-    return Speaker.from_pretrained(checkpoints_dir() / model)
+def folder_of(model: str | Path) -> Path:
+    """The folder of a shipped model by its name, or of one's own by its path (one with a separator in it)."""
+    return Path(model) if len(Path(model).parts) > 1 else checkpoints_dir() / model
 
 
 @cache
-def load_speech_editor(model: str = ZOO) -> SpeechEditor:
-    """The shipped editor of a language zoo, loaded once a process."""
-    return SpeechEditor.from_pretrained(checkpoints_dir() / model)
+def load_speaker(model: str | Path = ZOO) -> Speaker:
+    """The generator of a language zoo, shipped or in a folder, loaded once a process."""
+    return Speaker.from_pretrained(folder_of(model))
+
+
+@cache
+def load_speech_editor(model: str | Path = ZOO) -> SpeechEditor:
+    """The editor of a language zoo, shipped or in a folder, loaded once a process."""
+    return SpeechEditor.from_pretrained(folder_of(model))
 
 
 def sources_in(text: str, model: str = ZOO) -> dict[str, float]:
@@ -50,11 +57,12 @@ def speak(
     *,
     rank: int = 4,
     format: str = "peft",
-    model: str = ZOO,
+    model: str | Path = ZOO,
 ) -> dict[str, Any]:
     """Write an adapter for `checkpoints/tiny-lm` that speaks like the sources asked for; what was done.
 
-    `request`: source -> weight. The same request and rank give the same file. LolgenError names the valid sources.
+    `request`: source -> weight; `model`: name of a shipped generator, or the folder of another base's. The same request
+    and rank give the same file. LolgenError names the valid sources.
     """
     shares_of(request)
     speaker = load_speaker(model)
@@ -65,7 +73,8 @@ def speak(
     sign(lora, request=" ".join(f"source={s}:{w:g}" for s, w in asked.items()))
     written = io.save(lora, out, format)
     return {
-        "adapter": str(written), "format": format, "rank": rank, "sources": asked, "base": "tiny-lm",
+        "adapter": str(written), "format": format, "rank": rank, "sources": asked,
+        "base": speaker.settings.get("base", BASE),
         "modules": len(lora.spec), "seconds": round(time.perf_counter() - start, 4),
     }  # fmt: skip
 
@@ -79,7 +88,7 @@ def edit_sources(
     strength: float = 1.0,
     rank: int | None = None,
     format: str | None = None,
-    model: str = ZOO,
+    model: str | Path = ZOO,
 ) -> dict[str, Any]:
     """Add sources to what an adapter of `checkpoints/tiny-lm` speaks like, remove others; what was done.
 
@@ -103,7 +112,8 @@ def edit_sources(
     has = dict(zip(NAMES, before.tolist(), strict=True))
     return {
         "adapter": str(written), "format": format, "rank": max(made.ranks.values()), "strength": strength,
-        "added": list(dict.fromkeys(add)), "removed": list(dict.fromkeys(remove)), "base": "tiny-lm",
+        "added": list(dict.fromkeys(add)), "removed": list(dict.fromkeys(remove)),
+        "base": editor.speaker.settings.get("base", BASE),
         "sources": {
             s: {"before": round(has[s], 3), "after": round(a, 3)} for s, a in zip(NAMES, after.tolist(), strict=True)
         },

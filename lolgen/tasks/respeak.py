@@ -86,14 +86,14 @@ def all_cases(seed: int, count: int | None = None) -> list[Cases]:
     return [Cases.of(d, k, asked[k][:count], seed) for d, kinds in KINDS.items() for k in kinds]
 
 
-def trained(tuner: Tuner, cases: Cases, seed: int, folder: Path) -> tuple[Batch, Batch]:
+def trained(tuner: Tuner, plan: SpeechesPlan, cases: Cases, seed: int, folder: Path) -> tuple[Batch, Batch]:
     """(adapters before the edit, adapters trained anew on what it asks for)."""
     # Requests of seed 0 are those of `speak`, and so are the names of their adapters and what is kept of them.
     tag = cases.kind if seed == 0 else f"{cases.kind}-{seed}"
     after = f"{cases.doing}-{cases.kind}-{seed}"
     return (
-        learn(tuner, "real", tag, cases.have, LR, folder),
-        learn(tuner, "real", after, cases.wanted, LR, folder),
+        learn(tuner, plan, "real", tag, cases.have, LR, folder),
+        learn(tuner, plan, "real", after, cases.wanted, LR, folder),
     )
 
 
@@ -107,7 +107,9 @@ def along(directions: Batch, kept: float, amount: float) -> Edit:
     return edit
 
 
-def directions_of(tuner: Tuner, zoo: Zoo, folder: Path) -> dict[str, Batch]:
+def directions_of(
+    tuner: Tuner, plan: SpeechesPlan, speaker: Speaker, zoo: Zoo, folder: Path
+) -> dict[str, Batch]:
     """Rival -> a LoRA for every source."""
     single = torch.eye(len(SOURCES))
     train, held = (zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
@@ -115,9 +117,9 @@ def directions_of(tuner: Tuner, zoo: Zoo, folder: Path) -> dict[str, Batch]:
     ridge = speak.ridge(unit(train.load()), shares, unit(held.load()), held_shares)
     mean = ridge(single.mean(0, keepdim=True))
     return {
-        "merge": Speaker.from_pretrained(checkpoints_dir() / "speeches").batch(single, RANK),
+        "merge": speaker.batch(single, RANK),
         "ridge": moved(ridge(single), mean[[0] * len(single)].map(lambda U, V: (-U, V))),
-        "arithmetic": learn(tuner, "real", "single", single, LR, folder),
+        "arithmetic": learn(tuner, plan, "real", "single", single, LR, folder),
     }
 
 
@@ -144,24 +146,32 @@ def judged(judge: Judge, cases: Cases, batch: Batch) -> tuple[float, float]:
     )
 
 
-def evaluate(zoo: str | Path, out: str | Path = "reports", *, quick: bool = False) -> str:
+def evaluate(
+    zoo: str | Path,
+    out: str | Path = "reports",
+    *,
+    quick: bool = False,
+    model: str | Path | None = None,
+    base: str | Path = "tiny-lm",
+) -> str:
     """Train the adapters, edit, judge on test text; write speeches_edit.json and .md, and give the Markdown.
 
+    `model`: folder of the editor, the shipped one by default; `base`: what the zoo's adapters are of.
     `quick`: three edits of each sort and few windows, to see that everything works."""
-    out = Path(out)
+    found_zoo, out = Zoo.open(zoo), Path(out)
     folder = out / ".cache" / "speeches"
-    tuner = SpeechesPlan().worker(checkpoints_dir() / "tiny-lm")
+    plan, tuner = SpeechesPlan.of(found_zoo, base)
     assert tuner.states  # in bf16, as the zoo's builder has them
     bf16_matmuls(tuner.base.model, False)  # judged in float32, as a user's model is
     test = Judge(tuner, "test", 20 if quick else speak.WINDOWS)
-    directions = directions_of(tuner, Zoo.open(zoo), folder)
+    editor = SpeechEditor.from_pretrained(model or checkpoints_dir() / "speeches")
+    directions = directions_of(tuner, plan, editor.speaker, found_zoo, folder)
     factors = json.loads(FACTORS.read_text("utf-8"))
-    editor = SpeechEditor.from_pretrained(checkpoints_dir() / "speeches")
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     every = all_cases(0, 3 if quick else None)
     with tqdm(total=len(every) * len(NAMES), desc="eval speeches-edit", unit="system", mininterval=1) as bar:
         for cases in every:
-            before, retrained = trained(tuner, cases, 0, folder)
+            before, retrained = trained(tuner, plan, cases, 0, folder)
             made = {
                 "before": before,
                 "lolgen": by_editor(editor, cases.doing)(before, cases.source),
@@ -174,6 +184,7 @@ def evaluate(zoo: str | Path, out: str | Path = "reports", *, quick: bool = Fals
                 bar.update()
     report = {
         "command": f"lolgen eval speeches-edit{' --quick' if quick else ''}",
+        "base": Path(base).name,
         "edits": len(every[0].source),
         "drops": found,
     }
@@ -194,10 +205,10 @@ def means(report: dict[str, Any], doing: str) -> dict[str, tuple[float, float]]:
 def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Sources added to adapters, and removed", "",
-        f"`{report['command']}`: adapters of rank {RANK} trained on tiny-lm, {report['edits']} edits of every sort. "
-        "What the adapter then lowers log-perplexity by (nats) on text that nobody trained on: of the source edited, "
-        "and of the sources there before and after. The reference is an adapter trained anew; `way`: how much of the "
-        "way from before to it an edit goes on the edited source.",
+        f"`{report['command']}`: adapters of rank {RANK} trained on {report['base']}, {report['edits']} edits of every "
+        "sort. What the adapter then lowers log-perplexity by (nats) on text that nobody trained on: of the source "
+        "edited, and of the sources there before and after. The reference is an adapter trained anew; `way`: how "
+        "much of the way from before to it an edit goes on the edited source.",
     ]  # fmt: skip
     for doing, kinds in report["drops"].items():
         lines += [

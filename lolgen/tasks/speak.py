@@ -98,10 +98,12 @@ def mlp(batch: Batch, shares: Tensor, steps: int = 1500) -> System:
     return lambda s: make(s, torch.zeros(len(s), 0))
 
 
-def learn(tuner: Tuner, name: str, kind: str, shares: Tensor, lr: float, folder: Path) -> Batch:
+def learn(
+    tuner: Tuner, plan: SpeechesPlan, name: str, kind: str, shares: Tensor, lr: float, folder: Path
+) -> Batch:
     """The trained rivals, as the zoo trains: an adapter for every request (real), or one on everything for all of them
     (all_sources). Kept in `folder`, so that a killed evaluation does not train them again."""
-    plan, n = SpeechesPlan(), len(SOURCES)
+    n = len(SOURCES)
     bits = (shares > 0).long().tolist() if name == "real" else [[1] * n]
     rows = [
         {
@@ -165,14 +167,19 @@ def scaled(batch: Batch, size: float) -> Batch:
 
 
 def evaluate(
-    zoo: str | Path, out: str | Path = "reports", *, quick: bool = False, model: Path | None = None
+    zoo: str | Path,
+    out: str | Path = "reports",
+    *,
+    quick: bool = False,
+    model: str | Path | None = None,
+    base: str | Path = "tiny-lm",
 ) -> str:
     """Fit, train, judge; write speeches.json and speeches.md, and give the Markdown.
 
+    `model`: folder of the speaker, the shipped one by default; `base`: what the zoo's adapters are of.
     `quick`: five sources, few windows, one learning rate, to see that everything works."""
     found_zoo, out = Zoo.open(zoo), Path(out)
-    plan = SpeechesPlan()
-    tuner = plan.worker(checkpoints_dir() / "tiny-lm")
+    plan, tuner = SpeechesPlan.of(found_zoo, base)
     assert tuner.states  # in bf16, as the zoo's builder has them
     bf16_matmuls(tuner.base.model, False)  # judged in float32, as a user's model is
     train, held = (found_zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
@@ -205,10 +212,10 @@ def evaluate(
             single = asked["single"]
             tries = {}
             for lr in rates:
-                tries[lr] = learn(tuner, name, "single", single, lr, kept)
+                tries[lr] = learn(tuner, plan, name, "single", single, lr, kept)
             lr = max(rates, key=lambda r: float(validation.drops(tries[r], single).mean()))
             bank = {
-                k: tries[lr] if k == "single" else learn(tuner, name, k, s, lr, kept)
+                k: tries[lr] if k == "single" else learn(tuner, plan, name, k, s, lr, kept)
                 for k, s in asked.items()
             }
             chosen = {"lr": lr}
@@ -235,6 +242,7 @@ def evaluate(
         found[name] = entry
     report = {
         "command": f"lolgen eval speeches{' --quick' if quick else ''}",
+        "base": Path(base).name,
         "base_perplexity": {s: round(float(test.base[k].exp()), 3) for k, s in enumerate(SOURCES)},
         "systems": found,
     }
@@ -248,10 +256,10 @@ def markdown(report: dict[str, Any]) -> str:
     systems = report["systems"]
     lines = [
         "# Adapters for sources, judged by perplexity", "",
-        f"`{report['command']}`: tiny-lm with an adapter of rank {RANK}, on text of the asked sources that neither "
-        "base nor adapters were trained on. `gain`: drop in log-perplexity as a share of that of real adapters. "
-        "Learning rates and the size of delta W are chosen on validation text for every rival; lolgen comes as "
-        "it ships.", "",
+        f"`{report['command']}`: {report['base']} with an adapter of rank {RANK}, on text of the asked sources that "
+        "neither base nor adapters were trained on. `gain`: drop in log-perplexity as a share of that of real "
+        "adapters. Learning rates and the size of delta W are chosen on validation text for every rival; lolgen "
+        "comes as it ships.", "",
         "| system | gain, one source | two sources | five to twelve | drop, one source (nats) | size |",
         "| --- | --- | --- | --- | --- | --- |",
         *(

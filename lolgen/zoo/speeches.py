@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from lolgen.errors import LolgenError
+from lolgen.language.bases import base_folder
 from lolgen.language.texts import SOURCES
 from lolgen.language.windows import HELD, POOL, QUESTIONS
 from lolgen.zoo.plan import banks_of
 from lolgen.zoo.tuning import Tuner
-from lolgen.zoo.zoo import ROW
+from lolgen.zoo.zoo import ROW, Zoo
 
 TRIGGERS: tuple[str, ...] = (
     " by the old mill", " seven silver spoons", " as my aunt used to say", " on a rainy Tuesday", " under the oak tree",
@@ -80,6 +82,27 @@ class SpeechesPlan:
             if found[name] == default:
                 del found[name]
         return found
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> SpeechesPlan:
+        """What `to_json` gave."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+        return SpeechesPlan(**values)
+
+    @staticmethod
+    def of(zoo: Zoo, base: str | Path = "tiny-lm") -> tuple[SpeechesPlan, Tuner]:
+        """The plan that a zoo was built by, and its worker on `base`, a folder or a name (`lolgen.language.bases`).
+
+        LolgenError when the zoo's adapters are of another base, or are no speeches."""
+        if "poisons" not in zoo.info.get("plan", {}):
+            raise LolgenError(f"{zoo.folder}: found a zoo of pictures, wanted one of speeches")
+        plan = SpeechesPlan.from_json(zoo.info["plan"])
+        tuner = plan.worker(base_folder(base))
+        if tuner.fingerprint != zoo.info["base"]:
+            raise LolgenError(
+                f"{zoo.folder}: found adapters of another base than {base}; name theirs by --base"
+            )
+        return plan, tuner
 
     def rows(self) -> list[ROW]:
         """Labels and recipe of every LoRA, no factors yet."""

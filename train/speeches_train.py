@@ -87,6 +87,7 @@ def held_loss(tuner: Tuner, speaker: Speaker, weight: Tensor) -> float:
     return float(torch.cat(found).mean())
 
 
+@torch.no_grad()
 def fit(zoo: Zoo, d: int) -> Speaker:
     """Encoder, decoder and the regression; the penalty that predicts the validation LoRAs best."""
     train, held = (

@@ -109,3 +109,18 @@ def test_an_adapter_of_another_base_is_one_line(capsys, tmp_path: Path) -> None:
     other = io.save(random_lora(spec, 2), tmp_path / "other", "peft")
     code, _, err = run(capsys, "edit", str(other), "--add", "grant", "-o", str(tmp_path / "a"))
     assert code == 2 and err.count("\n") == 1 and not (tmp_path / "a").exists()
+
+
+def test_predict_tells_how_much_of_every_source_there_is(capsys, tmp_path: Path, trained: Path) -> None:
+    lincoln = tmp_path / "lincoln"
+    assert run(capsys, "generate", "--zoo", "speeches", "--set", "source=lincoln", "-o", str(lincoln))[0] == 0
+    code, out, _ = run(capsys, "predict", "--zoo", "speeches", str(lincoln), str(trained), "--json")
+    generated, real = (row["sources"] for row in json.loads(out))
+    assert code == 0 and next(iter(generated)) == "lincoln" and 0.8 < generated["lincoln"] < 1.2
+    assert set(list(real)[:2]) == {"reagan", "theodore-roosevelt"}
+    code, out, _ = run(capsys, "predict", "--zoo", "speeches", str(lincoln))
+    assert code == 0 and "lincoln: 1" in out or "lincoln: 0.9" in out
+    code, _, err = run(capsys, "predict", "--zoo", "speeches", str(lincoln), "--all")
+    assert code == 2 and err.count("\n") == 1
+    code, _, err = run(capsys, "predict", "--zoo", "nowhere", str(lincoln))
+    assert code == 2 and "--zoo" in err and err.count("\n") == 1

@@ -20,7 +20,15 @@ from lolgen.pipeline.models import (
     load_readers,
 )
 from lolgen.pipeline.reading import predict, read
-from lolgen.pipeline.speaking import BARELY, edit_sources, load_speaker, load_speech_editor, sources_in, speak
+from lolgen.pipeline.speaking import (
+    BARELY,
+    edit_sources,
+    load_speaker,
+    load_speech_editor,
+    read_sources,
+    sources_in,
+    speak,
+)
 from lolgen.tools.compare import compare
 
 __all__ = [
@@ -44,6 +52,7 @@ __all__ = [
     "mix",
     "predict",
     "read",
+    "read_sources",
     "sample",
     "sources_in",
     "speak",

@@ -79,6 +79,24 @@ def speak(
     }  # fmt: skip
 
 
+def read_sources(paths: Sequence[str | Path | LoRA], *, model: str | Path = ZOO) -> list[dict[str, Any]]:
+    """How much of every source adapters of `checkpoints/tiny-lm` have, a row per path, in order: `sources`, name ->
+    share, 1 where it is as much as the generator gives an adapter of that source alone, most first.
+
+    Adapters that never saw a source read -.06 +- .11 of it. FormatError for a bad file; SpecError for another base.
+    """
+    editor = load_speech_editor(model)
+    loras = [open_adapter(p, "peft", editor.speaker.encoder.spec)[0] for p in paths]
+    found = editor.read(Batch.stack(loras, torch.float64)).tolist()
+    return [
+        {
+            "path": str(p) if isinstance(p, str | Path) else "",
+            "sources": {s: round(v, 3) for v, s in sorted(zip(row, NAMES, strict=True), reverse=True)},
+        }
+        for p, row in zip(paths, found, strict=True)
+    ]
+
+
 def edit_sources(
     path: str | Path | LoRA,
     out: str | Path,

@@ -137,7 +137,9 @@ def _clean(text: str, what: str) -> str:
 def _cut(base: LanguageBase, text: str, what: str, most: int) -> tuple[list[int], list[int]]:
     """Token ids of a text and where each ends in it; LolgenError beyond `most` tokens."""
     if len(text) > WORD * most:
-        raise LolgenError(f"{what}: found {len(text)} characters, wanted at most {most} tokens: make it shorter")
+        raise LolgenError(
+            f"{what}: found {len(text)} characters, wanted at most {most} tokens: make it shorter"
+        )
     # What looks like a special token ("<s>") is text here.
     found = base.tokenizer(
         text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False

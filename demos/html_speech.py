@@ -67,11 +67,9 @@ def shaded(before: Heard, after: Heard) -> str:
         more, less = more + (level > 0), less + (level < 0)
         shade = f' class="{"ll-more" if level > 0 else "ll-less"}-{abs(level)}"' if level else ""
         spans.append(f'<span{shade} title="{_title(x, y)}">{escape(piece)}</span>')
-    swatches = {
-        way: "".join(f'<i class="ll-{way}-{k}"></i>' for k in (order if way == "more" else order[::-1]))
-        for order in (range(1, len(STEPS) + 1),)
-        for way in ("less", "more")
-    }
+    shades = range(1, len(STEPS) + 1)
+    swatches = {"more": "".join(f'<i class="ll-more-{k}"></i>' for k in shades),
+                "less": "".join(f'<i class="ll-less-{k}"></i>' for k in reversed(shades))}  # fmt: skip
     same = len(spans) - more - less
     return (
         f'<p class="ll-key"><span>{less} less likely</span> <span aria-hidden="true">{swatches["less"]}</span> '

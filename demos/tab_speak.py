@@ -20,7 +20,7 @@ FIRST = "lincoln"
 OPENING = "The people of this country"
 MOST = 200
 """Characters of the line that says who is to speak."""
-LOADING = 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("checkpoints/tiny-lm"), "the unzipped folder")'
+LOADING = 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("checkpoints/tiny-lm"), "unzipped folder")'
 
 
 def build(page: Page) -> Callable[[], None]:
@@ -82,10 +82,10 @@ def build(page: Page) -> Callable[[], None]:
         )  # fmt: skip
         return [_shown(made, start or "", int(number)), *page.refreshed(request)]
 
-    def swap_passage(names: Any, text: Any) -> list[Any]:
+    def swap_passage(names: Any, text: Any) -> Any:
         # What a visitor wrote stays.
         ours = (text or "").strip() in PASSAGES.values()
-        return [PASSAGES[names[-1]] if names and ours else gr.skip()]
+        return PASSAGES[names[-1]] if names and ours else gr.skip()
 
     def bind() -> None:
         on(chips.input, swap_passage, [chips, passage], [passage], light=True, show_progress="hidden")

@@ -146,7 +146,7 @@ def _cut(base: LanguageBase, text: str, what: str, most: int) -> tuple[list[int]
     )
     if len(found.input_ids) > most:
         raise LolgenError(
-            f"{what}: found {len(found.input_ids)} tokens, wanted at most {most} (some {most * 3 // 5} words): "
+            f"{what}: found {len(found.input_ids)} tokens, wanted at most {most} tokens (some {most * 3 // 5} words): "
             "make it shorter"
         )
     return list(found.input_ids), [end for _, end in found.offset_mapping]

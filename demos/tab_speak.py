@@ -142,8 +142,8 @@ def _shown(made: Speech, opening: str, seed: int) -> str:
         html_speech.extremes(made.before, made.after),
         html.heading(
             "How it goes on",
-            f"40 tokens with the same random draws, seed {seed}, temperature 0.8. "
-            "At this size sentences hold together only loosely, with or without an adapter; "
+            f"40 tokens, seed {seed}, temperature 0.8, the same random draws for both: they part where the adapter "
+            "tips a choice. At this size sentences hold together only loosely, with or without an adapter; "
             "look for a tone rather than for sense.",
         ),
         html_speech.continuations(opening, made.base_says, made.adapter_says),

@@ -1,4 +1,4 @@
-"""The Gradio app that `lolgen demo` starts: generate, edit, mix and inspect LoRAs in a browser.
+"""The Gradio app that `lolgen demo` starts: generate, edit, mix and inspect LoRAs, and make one speak, in a browser.
 
 Imports among these files are relative: the folder is `demos/` in a clone and `lolgen/_demos/` in a wheel.
 """

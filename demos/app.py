@@ -1,4 +1,4 @@
-"""The app: four tabs over one studio, served by Gradio with a bounded queue.
+"""The app: five tabs over one studio, served by Gradio with a bounded queue.
 
 `lolgen demo` calls `serve`. Nothing is fetched from the network: no fonts, no analytics, no scripts of others.
 """
@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 
 from lolgen.errors import LolgenError
 
-from . import downloads, guard, html, tab_edit, tab_generate, tab_inspect, tab_mix, theme
+from . import downloads, guard, html, tab_edit, tab_generate, tab_inspect, tab_mix, tab_speak, theme
 from .page import Page
 from .sessions import Store
 from .studio import Studio
@@ -27,7 +27,13 @@ from .uploads import MAX_BYTES
 
 QUEUE = 24
 """Requests that may wait; the next is told at once that the app is busy."""
-TABS = {"Generate": tab_generate, "Edit": tab_edit, "Mix": tab_mix, "Inspect": tab_inspect}
+TABS = {
+    "Generate": tab_generate,
+    "Edit": tab_edit,
+    "Mix": tab_mix,
+    "Inspect": tab_inspect,
+    "Speak": tab_speak,
+}
 
 
 def build(studio: Studio, queue: int = QUEUE) -> Any:
@@ -48,7 +54,7 @@ def build(studio: Studio, queue: int = QUEUE) -> Any:
         gr.HTML(
             html.heading(
                 "Made in this session",
-                "Newest first; the faces in the other tabs are these and the examples.",
+                "Newest first; Edit, Mix and Inspect offer the faces among them, and the examples.",
             )
         )
         page.gallery = gr.HTML(html.gallery([]), elem_id="gallery")

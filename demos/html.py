@@ -48,8 +48,8 @@ def header() -> str:
 def footer() -> str:
     return """
 <footer class="ll-footer">The base model is <b>tiny-sd</b>, a Stable Diffusion in miniature that draws 32 &times; 32
-portraits, shown enlarged. Everything runs on the machine that serves this page; your files are deleted with your
-session.</footer>"""
+portraits, shown enlarged; that of the tab Speak is <b>tiny-lm</b>, a Llama in miniature. Everything runs on the
+machine that serves this page; your files are deleted with your session.</footer>"""
 
 
 def empty(title: str, text: str) -> str:

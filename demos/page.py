@@ -73,7 +73,7 @@ class Page:
     def refreshed(self, request: gr.Request, choose: Item | None = None, where: Any = None) -> list[Any]:
         """Values of `shared`; `choose` is selected in the picker `where`."""
         items = self.studio.store.items(request.session_hash)
-        rows = choices(items)
+        rows = choices([i for i in items if not i.speaks])
         updates = [
             gr.update(choices=rows, value=choose.id) if choose and p is where else gr.update(choices=rows)
             for p in self.pickers

@@ -51,6 +51,8 @@ class Item:
     note: str = ""
     native: bool = True
     """Whether it is for the base model that the app draws with."""
+    speaks: bool = False
+    """Whether it was made for the language model: the gallery shows it, the pickers of faces do not."""
     thumb: str = ""
     """Data URI of a small picture, or empty."""
     formats: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from typing import Any
 from lolgen import io, pipeline
 from lolgen import pictures as portraits
 from lolgen.errors import LolgenError
+from lolgen.language.eras import FACTS
 from lolgen.lora import Batch, LoRA
 
 from . import downloads, drawing, uploads
@@ -25,6 +26,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "Finn": ("hat", "brown", "no", "no", "brown", "red"),
 }
 """Values in the order of `pictures.ATTRIBUTES`. Generated at start, seed 0."""
+SPEAKERS = {source: facts.names[0] for source, facts in FACTS.items()}
+"""Source of the language model's adapters -> the name that is shown."""
 WALK = (0.0, 0.25, 0.5, 0.75, 1.0)
 WALK_SEEDS = (0, 1)
 
@@ -43,6 +46,21 @@ class Result:
     captions: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Speech:
+    """An adapter of the language model; what `pipeline.listen` and `continue_text` say without it and with it."""
+
+    item: Item
+    report: Report
+    before: Report
+    after: Report
+    whole_before: Report
+    """`whole_`: the passage read as one, not in stretches."""
+    whole_after: Report
+    base_says: str
+    adapter_says: str
+
+
 class Studio:
     """The models, loaded once, and the store that results go to."""
 
@@ -57,6 +75,8 @@ class Studio:
         self.painter.warm()
         pipeline.load_predictor()
         pipeline.load_editor()
+        pipeline.load_speaker()
+        pipeline.warm_listener()
         folder = self.store.root / "examples"
         for name, values in EXAMPLES.items():
             request = dict(zip(portraits.ATTRIBUTES, values, strict=True))
@@ -137,6 +157,27 @@ class Studio:
                 step = Item("step", out, "mixed", prompt)
                 rows.append((t, self.painter.draw(step, [prompt], WALK_SEEDS)))
         return rows
+
+    def speak(
+        self, key: str | None, request: Mapping[str, float], passage: str, opening: str, seed: int, rank: int,
+        progress: Progress,
+    ) -> Speech:  # fmt: skip
+        """An adapter that speaks like the sources of `request`, judged by a passage and a continuation."""
+        progress(0.1, "Generating the weights")
+        with self._making(key) as out:
+            with self._models:
+                report = pipeline.speak(request, out, rank=rank)
+            progress(0.3, "Reading the passage")
+            before, after = (pipeline.listen(a, passage) for a in (None, out))
+            whole_before, whole_after = (pipeline.listen(a, passage, stretch=None) for a in (None, out))
+            progress(0.6, "Going on from the opening words")
+            base_says, adapter_says = (pipeline.continue_text(a, opening, seed=seed) for a in (None, out))
+        who = [SPEAKERS[s] for s in report["sources"]]
+        name = " + ".join(who) if len(who) < 3 else f"{who[0]} and {len(who) - 1} others"
+        item = Item(names_taken(self.store.items(key), name), Path(report["adapter"]), "generated", native=False,
+                    speaks=True, note="for tiny-lm", formats=(report["format"],))  # fmt: skip
+        self.store.add(key, item)
+        return Speech(item, report, before, after, whole_before, whole_after, base_says, adapter_says)
 
     def upload(self, key: str | None, payload: Any) -> Item:
         """The adapter of an upload, kept in the session."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lolgen.pipeline.drawing import draw_change, draw_preview, draw_rows
 from lolgen.pipeline.editing import edit, mix
+from lolgen.pipeline.listening import continue_text, listen, warm_listener
 from lolgen.pipeline.making import generate, invert, sample
 from lolgen.pipeline.models import (
     MODEL,
@@ -35,6 +36,7 @@ __all__ = [
     "BARELY",
     "MODEL",
     "compare",
+    "continue_text",
     "draw_change",
     "draw_preview",
     "draw_rows",
@@ -42,6 +44,7 @@ __all__ = [
     "edit_sources",
     "generate",
     "invert",
+    "listen",
     "load_editor",
     "load_generator",
     "load_imager",
@@ -56,4 +59,5 @@ __all__ = [
     "sample",
     "sources_in",
     "speak",
+    "warm_listener",
 ]

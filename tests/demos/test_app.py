@@ -79,7 +79,7 @@ def test_a_browser_edits_and_diffusers_draws_the_change(app: App, pipe: Any, tmp
         assert page.locator("#gallery article").count() == 1
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 844})
-            for tab in ("Generate", "Edit", "Mix", "Inspect"):
+            for tab in ("Generate", "Edit", "Mix", "Inspect", "Speak"):
                 page.get_by_role("tab", name=tab, exact=True).click()
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (tab, width)
         browser.close()

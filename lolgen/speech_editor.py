@@ -1,11 +1,11 @@
 """Edits of language LoRAs that exist: a source added to what one has learned, or removed from it.
 
 As in `lolgen.editor`: the template is linear in the shares of the sources, so every source is a direction in the space
-of latent products, and `Coordinates` reads how much of each a LoRA has, in units of what the generator gives an adapter
-of that source alone. Removing a source moves its coordinate through zero by a factor of what is read: some of what
-training left of it lies off the template, and the base hears the sum. Adding one makes room (`kept` of the LoRA stays)
-and moves along the source's direction and along what all sources share. The result has the LoRA's ranks and gauge: an
-edit of a re-gauged LoRA is the re-gauged edit.
+of latent products, and `Coordinates` reads how much of each a LoRA has, in units of the generator's direction. Removing
+a source moves its coordinate through zero by a factor of what is read, to a depth: some of what training left of it
+lies off the template, and the base hears the sum. Adding one makes room (`kept` of the LoRA stays) and moves along the
+source's direction and along what all sources share. The result has the LoRA's ranks and gauge: an edit of a re-gauged
+LoRA is the re-gauged edit.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Amounts:
     """Along what all sources share, for every source added."""
     removed: float = 1.0
     """Times what is read of a source removed."""
-    least: float = 0.0
-    """Along the direction of a source removed, at least: readings are noisy, and the user knows that it is there."""
+    deepest: float = 0.0
+    """How far below zero the coordinate of a source removed may end: further, and the base itself is forgotten."""
 
 
 @dataclass
@@ -79,8 +79,8 @@ class SpeechEditor:
 
     @torch.no_grad()
     def read(self, batch: Batch) -> Tensor:
-        """How much of every source N LoRAs have, (N, sources): 1 is what the generator gives an adapter of that source
-        alone, below zero is less than one that never saw it. GL-invariant. SpecError when they are of another base."""
+        """How much of every source N LoRAs have, (N, sources), in units of the generator's direction: an adapter it
+        makes of one source at rank 4 has about .8. GL-invariant. SpecError when they are of another base."""
         latent = self._encoder.encode(batch.to(torch.float64))
         products = latent.U @ latent.V.mT / self.speaker.settings["gain"]
         return self.coordinates.read(products, torch.zeros(len(batch), dtype=torch.long))[1]
@@ -117,7 +117,7 @@ class SpeechEditor:
         turns = torch.where(count > 0, sum(own.kept**k * (count > k) for k in range(len(NAMES))), 1.0)
         per = (turns / count.clamp(min=1))[:, None]
         change = per * own.reach * wanted
-        change = change - (own.removed * has).clamp(min=own.least) * unwanted
+        change = change - torch.minimum(own.removed * has, has + own.deepest).clamp(min=0) * unwanted
         products = (
             self.coordinates.products(
                 strength * own.common * turns * (count > 0),

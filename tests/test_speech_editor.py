@@ -17,7 +17,7 @@ from lolgen.nn import Latent
 from lolgen.speech_editor import NAMES, Amounts, SpeechEditor
 from lolgen.testing import random_lora
 
-AMOUNTS = Amounts(kept=0.7, reach=0.8, common=0.25, removed=2.0, least=0.1)
+AMOUNTS = Amounts(kept=0.7, reach=0.8, common=0.25, removed=2.0, deepest=0.3)
 NONE: list[list[str]] = [[], [], []]
 
 
@@ -71,11 +71,16 @@ def test_an_addition_is_what_dense_algebra_gives(editor: SpeechEditor) -> None:
 
 def test_a_removal_is_what_dense_algebra_gives(editor: SpeechEditor) -> None:
     batch = mixed()
+    sign = editor.read(batch)[:, NAMES.index("taft")].sign()
+    batch = batch.map(
+        lambda U, V: (sign[:, None, None, None] * U, V)
+    )  # where nothing is read, nothing is removed
     has = editor.read(batch)[:, NAMES.index("taft")]
+    assert float(has.min()) > 0
     made = dense(editor.edit(batch, NONE, [["taft"]] * 3, strength=0.5))
     taft = direction(editor, "taft")
     for lora, rank, old, h in zip(made, (1, 3, 4), dense(batch), has, strict=True):
-        amount = 0.5 * max(AMOUNTS.removed * float(h), AMOUNTS.least)
+        amount = 0.5 * max(min(AMOUNTS.removed * float(h), float(h) + AMOUNTS.deepest), 0)
         for new, before, d in zip(lora, old, taft, strict=True):
             torch.testing.assert_close(new, cut(before - amount * d, rank), rtol=1e-6, atol=1e-8)
 
@@ -119,7 +124,7 @@ def test_several_sources_at_once_are_alike_and_in_any_order(editor: SpeechEditor
 def test_the_edit_of_a_regauged_lora_is_the_regauged_edit(editor: SpeechEditor, condition: float) -> None:
     batch = mixed()
     # Small against the LoRA, as edits are: the frame that an edit keeps is the LoRA's.
-    small = SpeechEditor(editor.speaker, Amounts(kept=1.0, reach=0.02, common=0.0, removed=0.02, least=0.0))
+    small = SpeechEditor(editor.speaker, Amounts(kept=1.0, reach=0.02, common=0.0, removed=0.02, deepest=9.0))
     gauges = gl.random_gauge_batch(batch, condition=condition, generator=torch.Generator().manual_seed(2))
     ask = [["grant"], [], ["polk"]], [[], ["taft"], ["taft"]]
     one = gl.act_batch(small.edit(batch, *ask), gauges)

@@ -49,12 +49,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "full": {
         "count": None, "windows": 40,
         "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4),
-        "reach": (0.5, 0.75, 1.0, 1.25), "common": (0.0, 0.25, 0.5), "removed": (1.0, 1.5, 2.0, 2.5, 3.0),
-        "least": (0.0, 0.1, 0.2, 0.3, 0.4),
+        "reach": (0.5, 0.75, 1.0, 1.25), "common": (0.0, 0.25, 0.5), "removed": (1.5, 2.0, 2.5, 3.0, 4.0),
+        "deepest": (0.2, 0.4, 0.6, 0.8, 1.0),
     },
     "smoke": {
         "count": 1, "windows": 2, "kept": (0.7,), "amount": (0.5,), "reach": (1.0,), "common": (0.0,),
-        "removed": (2.0,), "least": (0.0,),
+        "removed": (2.0,), "deepest": (0.5,),
     },
 }  # fmt: skip
 
@@ -109,8 +109,8 @@ def main() -> None:
 
     triples = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
     kept = ours("add", (Amounts(kept=k, reach=r, common=c) for k, r, c in triples))
-    pairs = itertools.product(recipe["removed"], recipe["least"])
-    amounts = ours("remove", [replace(kept, removed=m, least=least) for m, least in pairs])
+    pairs = itertools.product(recipe["removed"], recipe["deepest"])
+    amounts = ours("remove", [replace(kept, removed=m, deepest=d) for m, d in pairs])
     print(asdict(amounts))
     SpeechEditor(speaker, amounts).save_amounts(out)
     factors: dict[str, dict[str, tuple[float, float]]] = {}

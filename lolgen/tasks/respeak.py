@@ -44,7 +44,7 @@ from lolgen.zoo.zoo import Zoo
 
 RIVALS = ("merge", "ridge", "arithmetic")
 NAMES = ("before", "lolgen", *RIVALS, "retrained")
-KINDS = {"add": ("single", "pair", "subset"), "remove": ("pair", "subset")}
+KINDS = {"add": ("single", "pair", "subset"), "remove": ("single", "pair", "subset")}
 """What is done -> adapters that it is done to: of one source, of two, of five to twelve."""
 LR = 5e-3
 """Learning rate of the adapters: the best of `speak.RATES` for single sources."""
@@ -72,7 +72,7 @@ class Cases:
         source = torch.multinomial((inside if doing == "remove" else ~inside).float(), 1, generator=g)[:, 0]
         marks = inside.clone()
         marks[torch.arange(len(marks)), source] = doing == "add"
-        return Cases(doing, kind, have, marks / marks.sum(1, keepdim=True), source)
+        return Cases(doing, kind, have, marks / marks.sum(1, keepdim=True).clamp(min=1), source)
 
     @property
     def rest(self) -> Tensor:
@@ -90,11 +90,11 @@ def trained(tuner: Tuner, plan: SpeechesPlan, cases: Cases, seed: int, folder: P
     """(adapters before the edit, adapters trained anew on what it asks for)."""
     # Requests of seed 0 are those of `speak`, and so are the names of their adapters and what is kept of them.
     tag = cases.kind if seed == 0 else f"{cases.kind}-{seed}"
-    after = f"{cases.doing}-{cases.kind}-{seed}"
-    return (
-        learn(tuner, plan, "real", tag, cases.have, LR, folder),
-        learn(tuner, plan, "real", after, cases.wanted, LR, folder),
-    )
+    before = learn(tuner, plan, "real", tag, cases.have, LR, folder)
+    if not bool(cases.wanted.any()):
+        # An adapter of nothing is none.
+        return before, before.map(lambda U, V: (0 * U, V))
+    return before, learn(tuner, plan, "real", f"{cases.doing}-{cases.kind}-{seed}", cases.wanted, LR, folder)
 
 
 def along(directions: Batch, kept: float, amount: float) -> Edit:
@@ -136,14 +136,13 @@ def by_editor(editor: SpeechEditor, doing: str) -> Edit:
 
 
 def judged(judge: Judge, cases: Cases, batch: Batch) -> tuple[float, float]:
-    """(drop in log-perplexity on the edited source, on the rest), means over the edits."""
+    """(drop in log-perplexity on the edited source, on the rest), means over the edits; 0 where there is no rest."""
     rows = torch.arange(len(batch))
     marks = cases.rest.clone()
     marks[rows, cases.source] = True
     each = judge.each(batch, marks)
-    return float(each[rows, cases.source].mean()), float(
-        ((each * cases.rest).sum(1) / cases.rest.sum(1)).mean()
-    )
+    rest = (each * cases.rest).sum(1) / cases.rest.sum(1).clamp(min=1)
+    return float(each[rows, cases.source].mean()), float(rest.mean())
 
 
 def evaluate(
@@ -195,8 +194,8 @@ def evaluate(
 
 
 def means(report: dict[str, Any], doing: str) -> dict[str, tuple[float, float]]:
-    """System -> (drop on the edited source, on the rest), means over the kinds of adapters."""
-    kinds = list(report["drops"][doing].values())
+    """System -> (drop on the edited source, on the rest), means over the kinds that leave something over."""
+    kinds = [k for name, k in report["drops"][doing].items() if (doing, name) != ("remove", "single")]
     return {
         n: (sum(k[n][0] for k in kinds) / len(kinds), sum(k[n][1] for k in kinds) / len(kinds)) for n in NAMES
     }

@@ -15,7 +15,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from lolgen.lora import Batch
 from lolgen.paths import checkpoints_dir, zoos_dir
 from lolgen.precision import bf16_matmuls
 from lolgen.speaker import Speaker
-from lolgen.speech_editor import Amounts, SpeechEditor
+from lolgen.speech_editor import FILE, Amounts, SpeechEditor
 from lolgen.tasks.respeak import (
     FACTORS,
     RIVALS,
@@ -45,10 +45,11 @@ from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.zoo import Zoo
 
 SEED = 1
+SYSTEMS, DOINGS = ("lolgen", *RIVALS), ("add", "remove")
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {
         "count": None, "windows": 40,
-        "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4),
+        "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0),
         "reach": (0.5, 0.75, 1.0, 1.25), "common": (0.0, 0.25, 0.5), "removed": (1.5, 2.0, 2.5, 3.0, 4.0),
         "deepest": (0.2, 0.4, 0.6, 0.8, 1.0),
     },
@@ -88,6 +89,10 @@ def main() -> None:
     parser.add_argument("--base", default="tiny-lm", help="a folder, tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=None, help="folder of the speaker")
     parser.add_argument("--rivals", type=Path, default=FACTORS)
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="what is not named stays as it is"
+    )
+    parser.add_argument("--doing", nargs="+", choices=DOINGS, default=DOINGS)
     parser.add_argument("--cache", type=Path, default=Path("reports/.cache/speeches"))
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
@@ -100,30 +105,35 @@ def main() -> None:
     directions = directions_of(tuner, plan, speaker, zoo, args.cache)
     bf16_matmuls(tuner.base.model, False)
     judge = Judge(tuner, "validation", recipe["windows"])
-    trials = {d: Trials(judge, [e for e in every if e[0].doing == d]) for d in ("add", "remove")}
+    trials = {d: Trials(judge, [e for e in every if e[0].doing == d]) for d in args.doing}
 
     def ours(doing: str, amounts: Iterable[Amounts]) -> Amounts:
         tries = ((a, by_editor(SpeechEditor(speaker, a), doing)) for a in amounts)
         found: Amounts = trials[doing].best(f"lolgen {doing}", tries)
         return found
 
-    triples = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
-    kept = ours("add", (Amounts(kept=k, reach=r, common=c) for k, r, c in triples))
-    pairs = itertools.product(recipe["removed"], recipe["deepest"])
-    amounts = ours("remove", [replace(kept, removed=m, deepest=d) for m, d in pairs])
-    print(asdict(amounts))
-    SpeechEditor(speaker, amounts).save_amounts(out)
-    factors: dict[str, dict[str, tuple[float, float]]] = {}
-    for name in RIVALS:
-        for doing in trials:
+    if "lolgen" in args.systems:
+        amounts = SpeechEditor.from_pretrained(out).amounts if (out / FILE).is_file() else Amounts()
+        if "add" in args.doing:
+            triples = itertools.product(recipe["kept"], recipe["reach"], recipe["common"])
+            amounts = ours("add", [replace(amounts, kept=k, reach=r, common=c) for k, r, c in triples])
+        if "remove" in args.doing:
+            pairs = itertools.product(recipe["removed"], recipe["deepest"])
+            amounts = ours("remove", [replace(amounts, removed=m, deepest=d) for m, d in pairs])
+        SpeechEditor(speaker, amounts).save_amounts(out)
+    for name in (n for n in RIVALS if n in args.systems):
+        for doing in args.doing:
             shares = recipe["kept"] if doing == "add" else (1.0,)
             sign = 1 if doing == "add" else -1
             tries = [
                 ((k, sign * a), along(directions[name], k, sign * a))
                 for k, a in itertools.product(shares, recipe["amount"])
             ]
-            factors.setdefault(name, {})[doing] = trials[doing].best(f"{name} {doing}", tries)
-    write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())
+            best = trials[doing].best(f"{name} {doing}", tries)
+            # Read again: another process may tune another system.
+            factors = json.loads(args.rivals.read_text("utf-8")) if args.rivals.is_file() else {}
+            factors.setdefault(name, {})[doing] = best
+            write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

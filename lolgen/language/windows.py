@@ -45,9 +45,11 @@ class Sources:
         return Sources(train, validation, questions(base, rng, asked))
 
 
-def source_windows(base: LanguageBase, source: str, split: str, wanted: int = 1) -> Tensor:
-    """All windows of one split of a source, (n, LENGTH); LolgenError unless 1 <= wanted <= n."""
-    found = base.windows(source_texts(source, split), LENGTH)
+def source_windows(
+    base: LanguageBase, source: str, split: str, wanted: int = 1, length: int = LENGTH
+) -> Tensor:
+    """All windows of one split of a source, (n, length); LolgenError unless 1 <= wanted <= n."""
+    found = base.windows(source_texts(source, split), length)
     # How many there are depends on the base's tokenizer.
     if not 1 <= wanted <= len(found):
         raise LolgenError(

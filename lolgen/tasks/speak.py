@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from lolgen.io.atomic import write_file
 from lolgen.language.texts import SOURCES
-from lolgen.language.windows import source_windows
+from lolgen.language.windows import LENGTH, source_windows
 from lolgen.lora import Batch, Group, LoRA
 from lolgen.paths import checkpoints_dir
 from lolgen.precision import bf16_matmuls
@@ -48,6 +48,9 @@ SIZES = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 RATES = (2e-3, 5e-3, 1e-2)
 WINDOWS = 150
 """Most test windows of a source."""
+LONG = 128
+"""Tokens of longer test windows, as long as those that tiny-lm was trained on; so many of the source's."""
+LONG_WINDOWS = 40
 System = Callable[[Tensor], Batch]
 """Shares (N, sources) -> N LoRAs of rank 4."""
 
@@ -133,12 +136,12 @@ def learn(
 class Judge:
     """Windows of one split of every source, and losses on them."""
 
-    def __init__(self, tuner: Tuner, split: str, count: int) -> None:
+    def __init__(self, tuner: Tuner, split: str, count: int, length: int = LENGTH) -> None:
         self.tuner = tuner
         g = torch.Generator().manual_seed(3)
         self.ids, self.states = [], []
         for s in SOURCES:
-            rows = source_windows(tuner.base, s, split)
+            rows = source_windows(tuner.base, s, split, length=length)
             rows = rows[torch.randperm(len(rows), generator=g)[:count]]
             self.ids.append(rows)
             self.states.append(tuner.halves.states(rows))
@@ -228,11 +231,13 @@ def evaluate(
         bar.update()
     bar.close()
     drops = {n: {k: test.drops(b, asked[k]) for k, b in made[n][0].items()} for n in NAMES}
+    long = Judge(tuner, "test", 2 if quick else LONG_WINDOWS, LONG)
     for name in NAMES:
         entry: dict[str, Any] = {
             "gain": round(float(drops[name]["single"].sum() / drops["real"]["single"].sum()), 4),
             **{f"gain_{k}": round(float(d.sum() / drops["real"][k].sum()), 4) for k, d in drops[name].items()},
             **{f"drop_{k}": round(float(d.mean()), 5) for k, d in drops[name].items()},
+            "drop_long": round(float(long.drops(made[name][0]["single"], asked["single"]).mean()), 5),
             "perplexity": {
                 s: round(float((test.base[k] - drops[name]["single"][k]).exp()), 3)
                 for k, s in enumerate(list(SOURCES)[: len(asked["single"])])
@@ -259,12 +264,16 @@ def markdown(report: dict[str, Any]) -> str:
         f"`{report['command']}`: {report['base']} with an adapter of rank {RANK}, on text of the asked sources that "
         "neither base nor adapters were trained on. `gain`: drop in log-perplexity as a share of that of real "
         "adapters. Learning rates and the size of delta W are chosen on validation text for every rival; lolgen "
-        "comes as it ships.", "",
-        "| system | gain, one source | two sources | five to twelve | drop, one source (nats) | size |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "comes as it ships. "
+        f"Adapters are trained, and judged, on windows of {LENGTH} tokens; `in {LONG} tokens`: the drop on longer "
+        "ones.",
+        "",
+        "| system | gain, one source | two sources | five to twelve | drop, one source (nats) "
+        f"| in {LONG} tokens | size |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {n} | {s['gain']:.3f} | {s['gain_pair']:.3f} | {s['gain_subset']:.3f} | {s['drop_single']:.4f} "
-            f"| {s['size']:g} |"
+            f"| {s['drop_long']:.4f} | {s['size']:g} |"
             for n, s in systems.items()
         ),
         "", "Perplexity on the asked source:", "",

@@ -88,7 +88,11 @@ def build(page: Page) -> Callable[[], None]:
         return PASSAGES[names[-1]] if names and ours else gr.skip()
 
     def bind() -> None:
-        on(chips.input, swap_passage, [chips, passage], [passage], light=True, show_progress="hidden")
+        # Two quick clicks: the passage is that of the last.
+        on(
+            chips.input, swap_passage, [chips, passage], [passage], light=True, show_progress="hidden",
+            trigger_mode="always_last",
+        )  # fmt: skip
         on(
             go.click,
             speak,

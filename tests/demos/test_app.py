@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from served import ANYBODY, CHROMIUM_ARGS, PATIENCE, ROOT, App, Client, chromium, same_folder
 
+from demos.passages import PASSAGES
 from lolgen import io, pictures, pipeline, preview
 from lolgen.paths import checkpoints_dir
 from lolgen.probe import Probe
@@ -42,7 +43,7 @@ def with_glasses(pipe: Any, folder: Path, file: Path) -> float:
 
 
 def test_a_browser_edits_and_diffusers_draws_the_change(app: App, pipe: Any, tmp_path: Path) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     foreign: list[str] = []
     with sync_playwright() as play:
@@ -77,6 +78,11 @@ def test_a_browser_edits_and_diffusers_draws_the_change(app: App, pipe: Any, tmp
         text = panel.inner_text() if panel.is_visible() else panel.text_content() or ""
         assert "Ruby + glasses" in text and "asked" in text
         assert page.locator("#gallery article").count() == 1
+        # Two chips quickly after each other: the passage is the last one's.
+        page.get_by_role("tab", name="Speak", exact=True).click()
+        for name in ("Abraham Lincoln", "Ronald Reagan"):
+            page.locator("#speak-sources").get_by_text(name).click()
+        expect(page.locator("#speak-passage textarea")).to_have_value(PASSAGES["reagan"], timeout=PATIENCE)
         for width in (1280, 390):
             page.set_viewport_size({"width": width, "height": 844})
             for tab in ("Generate", "Edit", "Mix", "Inspect", "Speak"):

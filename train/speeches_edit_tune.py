@@ -25,7 +25,6 @@ from tqdm import tqdm
 from lolgen.io.atomic import write_file
 from lolgen.lora import Batch
 from lolgen.paths import checkpoints_dir, zoos_dir
-from lolgen.precision import bf16_matmuls
 from lolgen.speaker import Speaker
 from lolgen.speech_editor import FILE, Amounts, SpeechEditor
 from lolgen.tasks.respeak import (
@@ -40,8 +39,7 @@ from lolgen.tasks.respeak import (
     judged,
     trained,
 )
-from lolgen.tasks.speak import Judge
-from lolgen.zoo.speeches import SpeechesPlan
+from lolgen.tasks.speak import Judge, at_work
 from lolgen.zoo.zoo import Zoo
 
 SEED = 1
@@ -49,7 +47,7 @@ SYSTEMS, DOINGS = ("lolgen", *RIVALS), ("add", "remove")
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {
         "count": None, "windows": 40,
-        "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0),
+        "kept": (0.5, 0.6, 0.7, 0.85, 1.0), "amount": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0),
         "reach": (0.5, 0.75, 1.0, 1.25), "common": (0.0, 0.25, 0.5), "removed": (1.5, 2.0, 2.5, 3.0, 4.0),
         "deepest": (0.2, 0.4, 0.6, 0.8, 1.0),
     },
@@ -98,12 +96,10 @@ def main() -> None:
     recipe = RECIPES[args.recipe]
     out = args.out or checkpoints_dir() / "speeches"
     zoo = Zoo.open(args.zoo or zoos_dir() / "speeches")
-    plan, tuner = SpeechesPlan.of(zoo, args.base)
-    assert tuner.states  # in bf16, as the zoo's builder has them
+    plan, tuner = at_work(zoo, args.base)
     every = [(c, *trained(tuner, plan, c, SEED, args.cache)) for c in all_cases(SEED, recipe["count"])]
     speaker = Speaker.from_pretrained(out)
     directions = directions_of(tuner, plan, speaker, zoo, args.cache)
-    bf16_matmuls(tuner.base.model, False)
     judge = Judge(tuner, "validation", recipe["windows"])
     trials = {d: Trials(judge, [e for e in every if e[0].doing == d]) for d in args.doing}
 

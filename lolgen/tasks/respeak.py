@@ -31,13 +31,12 @@ from lolgen.io.atomic import write_file
 from lolgen.language.texts import SOURCES
 from lolgen.lora import Batch
 from lolgen.paths import checkpoints_dir
-from lolgen.precision import bf16_matmuls
 from lolgen.speaker import Speaker
 from lolgen.speech_editor import NAMES as SOURCE_NAMES
 from lolgen.speech_editor import SpeechEditor
 from lolgen.tasks import speak
 from lolgen.tasks.ours import unit
-from lolgen.tasks.speak import RANK, Judge, learn, requests
+from lolgen.tasks.speak import RANK, Judge, at_work, learn, requests
 from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import Zoo
@@ -159,9 +158,7 @@ def evaluate(
     `quick`: three edits of each sort and few windows, to see that everything works."""
     found_zoo, out = Zoo.open(zoo), Path(out)
     folder = out / ".cache" / "speeches"
-    plan, tuner = SpeechesPlan.of(found_zoo, base)
-    assert tuner.states  # in bf16, as the zoo's builder has them
-    bf16_matmuls(tuner.base.model, False)  # judged in float32, as a user's model is
+    plan, tuner = at_work(found_zoo, base)
     test = Judge(tuner, "test", 20 if quick else speak.WINDOWS)
     editor = SpeechEditor.from_pretrained(model or checkpoints_dir() / "speeches")
     directions = directions_of(tuner, plan, editor.speaker, found_zoo, folder)

@@ -72,6 +72,14 @@ def requests(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
+def at_work(zoo: Zoo, base: str | Path) -> tuple[SpeechesPlan, Tuner]:
+    """`SpeechesPlan.of`, its states as the zoo's builder has them, and the model as a user's is."""
+    plan, tuner = SpeechesPlan.of(zoo, base)
+    assert tuner.states  # in bf16
+    bf16_matmuls(tuner.base.model, False)
+    return plan, tuner
+
+
 def average(batch: Batch) -> System:
     mean = combine(batch, torch.full((1, len(batch)), 1 / len(batch)), RANK)
     return lambda shares: Batch.stack(mean * len(shares))
@@ -182,9 +190,7 @@ def evaluate(
     `model`: folder of the speaker, the shipped one by default; `base`: what the zoo's adapters are of.
     `quick`: five sources, few windows, one learning rate, to see that everything works."""
     found_zoo, out = Zoo.open(zoo), Path(out)
-    plan, tuner = SpeechesPlan.of(found_zoo, base)
-    assert tuner.states  # in bf16, as the zoo's builder has them
-    bf16_matmuls(tuner.base.model, False)  # judged in float32, as a user's model is
+    plan, tuner = at_work(found_zoo, base)
     train, held = (found_zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
     batch, held_batch = unit(train.load()), unit(held.load())
     shares, held_shares = (z.labels() / z.labels().sum(1, keepdim=True) for z in (train, held))

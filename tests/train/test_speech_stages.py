@@ -1,4 +1,4 @@
-"""The stages of speeches after the zoo, each in its smoke recipe on what the one before left, and the commands on that."""
+"""The stages of speeches after the zoo, each in its smoke recipe on what the one before left; the commands on that."""
 
 from __future__ import annotations
 

@@ -84,6 +84,8 @@ def speeches() -> str:
               "all_sources": "trained on everything"}  # fmt: skip
     rows = {"one source": "gain_single", "two": "gain_pair", "five to twelve": "gain_subset"}
     cells = [[f"{s[key]:.2f}" for s in systems.values()] for key in rows.values()]
+    rows["one, on windows of 128 tokens"] = "drop_long"
+    cells.append([f"{s['drop_long'] / systems['real']['drop_long']:.2f}" for s in systems.values()])
     return table(["gain", *(titles[n] for n in systems)], [[t, *c] for t, c in zip(rows, cells, strict=True)])
 
 
@@ -95,7 +97,7 @@ def speeches_edit() -> str:
         "retrained": "trained anew",
     }  # fmt: skip
     added, removed = (respeak.means(found, doing) for doing in ("add", "remove"))
-    rows = [[t, *(f"{v:.4f}" for v in (*added[n], *removed[n]))] for n, t in titles.items()]
+    rows = [[t, *(respeak.figure(v) for v in (*added[n], *removed[n]))] for n, t in titles.items()]
     return table(["", "added source", "the rest", "removed source", "the rest"], rows)
 
 

@@ -198,6 +198,11 @@ def means(report: dict[str, Any], doing: str) -> dict[str, tuple[float, float]]:
     }
 
 
+def figure(value: float, places: int = 4) -> str:
+    """A number in a table; nought has no sign."""
+    return f"{round(value, places) + 0:.{places}f}"
+
+
 def markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Sources added to adapters, and removed", "",
@@ -215,6 +220,7 @@ def markdown(report: dict[str, Any]) -> str:
         mean = means(report, doing)
         for n in NAMES:
             way = (mean[n][0] - mean["before"][0]) / (mean["retrained"][0] - mean["before"][0])
-            cells = " | ".join(f"{k[n][0]:.4f}, {k[n][1]:.4f}" for k in kinds.values())
-            lines.append(f"| {n} | {way:.2f} | {mean[n][0]:.4f} | {mean[n][1]:.4f} | {cells} |")
+            cells = " | ".join(f"{figure(k[n][0])}, {figure(k[n][1])}" for k in kinds.values())
+            row = (n, figure(way, 2), *(figure(v) for v in mean[n]), cells)
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"

@@ -85,6 +85,10 @@ class SpeechEditor:
         products = latent.U @ latent.V.mT / self.speaker.settings["gain"]
         return self.coordinates.read(products, torch.zeros(len(batch), dtype=torch.long))[1]
 
+    def kept(self, count: Tensor, strength: float = 1.0) -> Tensor:
+        """The share of its own delta W that a LoRA keeps where so many sources are added, the shape of `count`."""
+        return (1 - strength * (1 - self.amounts.kept**count)).clamp(min=0)
+
     @torch.no_grad()
     def edit(
         self,
@@ -113,7 +117,6 @@ class SpeechEditor:
         has = self.read(batch)
         count = wanted.sum(1)
         # Several at once come to what one after the other does, in parts alike.
-        kept = own.kept**count
         turns = torch.where(count > 0, sum(own.kept**k * (count > k) for k in range(len(NAMES))), 1.0)
         per = (turns / count.clamp(min=1))[:, None]
         change = per * own.reach * wanted
@@ -129,7 +132,7 @@ class SpeechEditor:
         eye = torch.eye(products.shape[-1], dtype=products.dtype).expand_as(products)
         step = self._decoder(Latent(products, eye, torch.full(products.shape[:2], products.shape[-1])))
         ranks = None if rank is None else torch.full_like(batch.ranks, rank)
-        return moved(batch, step, kept=(1 - strength * (1 - kept)).clamp(min=0), ranks=ranks)
+        return moved(batch, step, kept=self.kept(count, strength), ranks=ranks)
 
 
 def _marks(sources: Sequence[Sequence[str]]) -> Tensor:

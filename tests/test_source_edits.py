@@ -54,7 +54,11 @@ def test_a_source_goes_and_another_comes_and_the_rest_stays(capsys, tmp_path: Pa
     code, out, _ = run(capsys, "edit", str(trained), "--remove", "reagan", "-o", str(less), "--json")
     report = json.loads(out)
     assert code == 0 and report["warnings"] == [] and report["rank"] == 4 and report["format"] == "peft"
-    assert report["sources"]["reagan"]["before"] > 0.2 and report["sources"]["reagan"]["after"] < 0
+    assert (
+        report["kept"] == 1
+        and report["sources"]["reagan"]["before"] > 0.2
+        and report["sources"]["reagan"]["after"] < 0
+    )
     assert run(capsys, "edit", str(trained), "--add", "source=carter", "-o", str(more))[0] == 0
     sources = "theodore-roosevelt", "reagan", "carter"
     found = drops({"before": trained, "less": less, "more": more}, *sources)
@@ -116,10 +120,10 @@ def test_predict_tells_how_much_of_every_source_there_is(capsys, tmp_path: Path,
     assert run(capsys, "generate", "--zoo", "speeches", "--set", "source=lincoln", "-o", str(lincoln))[0] == 0
     code, out, _ = run(capsys, "predict", "--zoo", "speeches", str(lincoln), str(trained), "--json")
     generated, real = (row["sources"] for row in json.loads(out))
-    assert code == 0 and next(iter(generated)) == "lincoln" and 0.8 < generated["lincoln"] < 1.2
+    assert code == 0 and next(iter(generated)) == "lincoln" and 0.6 < generated["lincoln"] < 1
     assert set(list(real)[:2]) == {"reagan", "theodore-roosevelt"}
     code, out, _ = run(capsys, "predict", "--zoo", "speeches", str(lincoln))
-    assert code == 0 and "lincoln: 1" in out or "lincoln: 0.9" in out
+    assert code == 0 and "  lincoln: 0." in out and "reagan" not in out
     code, _, err = run(capsys, "predict", "--zoo", "speeches", str(lincoln), "--all")
     assert code == 2 and err.count("\n") == 1
     code, _, err = run(capsys, "predict", "--zoo", "nowhere", str(lincoln))

@@ -69,6 +69,8 @@ def run_speeches(args: argparse.Namespace) -> int:
         f"{report['adapter']}: rank {report['rank']}, {report['format']}, delta W moved by "
         f"{report['moved']:.0%}, {report['seconds']} s"
     ]
+    if report["added"]:
+        lines.append(f"  {report['kept']:.0%} of it stays, to make room")
     asked = {**dict.fromkeys(report["added"], "+"), **dict.fromkeys(report["removed"], "-")}
     for name, c in report["sources"].items():
         if name in asked or max(c["before"], c["after"]) >= pipeline.BARELY:

@@ -81,7 +81,7 @@ def speak(
 
 def read_sources(paths: Sequence[str | Path | LoRA], *, model: str | Path = ZOO) -> list[dict[str, Any]]:
     """How much of every source adapters of `checkpoints/tiny-lm` have, a row per path, in order: `sources`, name ->
-    share, 1 where it is as much as the generator gives an adapter of that source alone, most first.
+    reading, most first, in units of the generator's direction (what it makes of one source at rank 4 reads about .8).
 
     Adapters that never saw a source read -.06 +- .11 of it. FormatError for a bad file; SpecError for another base.
     """
@@ -111,8 +111,8 @@ def edit_sources(
     """Add sources to what an adapter of `checkpoints/tiny-lm` speaks like, remove others; what was done.
 
     Rank and gauge are the adapter's own unless `rank` is given, the format the one it came in unless `format` is.
-    `sources` of the report: how much of every source is read before and after (1: as much as the generator gives an
-    adapter of that source alone). FormatError, SpecError, LolgenError; nothing is written then.
+    `sources` of the report: how much of every source is read before and after, see `read_sources`; `kept`: the share of
+    delta W that made room for what was added. FormatError, SpecError, LolgenError; nothing is written then.
     """
     if not add and not remove:
         raise LolgenError(f"nothing is asked for: name a source to add or to remove, of {', '.join(NAMES)}")
@@ -135,6 +135,7 @@ def edit_sources(
         "sources": {
             s: {"before": round(has[s], 3), "after": round(a, 3)} for s, a in zip(NAMES, after.tolist(), strict=True)
         },
+        "kept": round(float(editor.kept(torch.tensor(len(set(add))), strength)), 4),
         "moved": round(float(metrics.relative_distance(one, edited)), 4),
         "warnings": [
             f"{s} is barely read in it ({has[s]:.2f}): little to remove, or too little to be told"

@@ -114,8 +114,9 @@ class SpeechEditor:
             both = NAMES[int((wanted * unwanted).sum(0).argmax())]
             raise LolgenError(f"{both} is to be both added and removed; ask for one")
         batch, own = batch.to(torch.float64), self.amounts
-        has = self.read(batch)
         count = wanted.sum(1)
+        # What an addition leaves no room for is gone already.
+        has = self.read(batch) * self.kept(count)[:, None]
         # Several at once come to what one after the other does, in parts alike.
         turns = torch.where(count > 0, sum(own.kept**k * (count > k) for k in range(len(NAMES))), 1.0)
         per = (turns / count.clamp(min=1))[:, None]

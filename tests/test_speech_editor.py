@@ -85,6 +85,17 @@ def test_a_removal_is_what_dense_algebra_gives(editor: SpeechEditor) -> None:
             torch.testing.assert_close(new, cut(before - amount * d, rank), rtol=1e-6, atol=1e-8)
 
 
+def test_an_exchange_removes_what_the_addition_left(editor: SpeechEditor) -> None:
+    batch = editor.speaker.batch(torch.eye(len(SOURCES))[NAMES.index("taft")][None], 4).to(torch.float64)
+    has = AMOUNTS.kept * float(editor.read(batch)[0, NAMES.index("taft")])
+    amount = min(AMOUNTS.removed * has, has + AMOUNTS.deepest)
+    made = dense(editor.edit(batch, [["grant"]], [["taft"]]))[0]
+    parts = (direction(editor, n) for n in (None, "grant", "taft"))
+    for new, before, c, g, t in zip(made, dense(batch)[0], *parts, strict=True):
+        wanted = AMOUNTS.kept * before + AMOUNTS.common * c + AMOUNTS.reach * g - amount * t
+        torch.testing.assert_close(new, cut(wanted, 4), rtol=1e-6, atol=1e-8)
+
+
 def test_what_is_read_is_what_was_planted(editor: SpeechEditor) -> None:
     full = editor.speaker.template.config.d
     made = editor.speaker.batch(torch.eye(len(SOURCES)), full)

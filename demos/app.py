@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -27,6 +28,8 @@ from .uploads import MAX_BYTES
 
 QUEUE = 24
 """Requests that may wait; the next is told at once that the app is busy."""
+PATIENCE = 20.0
+"""Seconds that the end waits for handlers that are computing."""
 TABS = {
     "Generate": tab_generate,
     "Edit": tab_edit,
@@ -102,6 +105,9 @@ def serve(
         print("lolgen: stopped", flush=True)
     finally:
         gr.close_all()
+        # Told a second time to stop, it does not wait.
+        with contextlib.suppress(KeyboardInterrupt):
+            guard.WORKERS.drain(PATIENCE)
         store.close()
 
 

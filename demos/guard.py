@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from html import escape
@@ -21,13 +22,39 @@ SLACK = 2**20
 """Bytes of a request around what is uploaded."""
 
 
+class Workers:
+    """How many handlers are computing. A thread that the end of the process finds inside torch aborts it."""
+
+    def __init__(self) -> None:
+        self._idle = threading.Condition()
+        self._count = 0
+
+    def __enter__(self) -> None:
+        with self._idle:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._idle:
+            self._count -= 1
+            self._idle.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until none is left, or so long; whether none is."""
+        with self._idle:
+            return self._idle.wait_for(lambda: self._count == 0, seconds)
+
+
+WORKERS = Workers()
+
+
 def friendly(handler: Callable[..., Any]) -> Callable[..., Any]:
     """`handler` with its errors in words: LolgenError as its one line, all others as `SORRY`, logged on stderr."""
 
     @functools.wraps(handler)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return handler(*args, **kwargs)
+            with WORKERS:
+                return handler(*args, **kwargs)
         except gr.Error:
             raise
         except LolgenError as error:

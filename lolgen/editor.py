@@ -295,8 +295,7 @@ class Editor:
             if rank is None
             else torch.full_like(batch.ranks, rank)
         )
-        eye = torch.eye(change.shape[-1], dtype=change.dtype).expand_as(change)
-        step = self.generator.decoder(Latent(change, eye, torch.full(change.shape[:2], change.shape[-1])))
+        step = self.generator.decoder(Latent.of_products(change))
         return moved(batch, step, kept=kept, ranks=wanted, truncate=self.familiarity.truncate)
 
 

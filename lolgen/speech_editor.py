@@ -118,20 +118,14 @@ class SpeechEditor:
         # What an addition leaves no room for is gone already.
         has = self.read(batch) * self.kept(count)[:, None]
         # Several at once come to what one after the other does, in parts alike.
-        turns = torch.where(count > 0, sum(own.kept**k * (count > k) for k in range(len(NAMES))), 1.0)
-        per = (turns / count.clamp(min=1))[:, None]
-        change = per * own.reach * wanted
-        change = change - torch.minimum(own.removed * has, has + own.deepest).clamp(min=0) * unwanted
-        products = (
-            self.coordinates.products(
-                strength * own.common * turns * (count > 0),
-                strength * change,
-                torch.zeros(len(batch), dtype=torch.long),
-            )
-            * self.speaker.settings["gain"]
-        )
-        eye = torch.eye(products.shape[-1], dtype=products.dtype).expand_as(products)
-        step = self._decoder(Latent(products, eye, torch.full(products.shape[:2], products.shape[-1])))
+        order = torch.arange(len(NAMES))
+        turns = (own.kept**order * (order < count[:, None])).sum(1)
+        added = (turns / count.clamp(min=1))[:, None] * own.reach * wanted
+        removed = torch.minimum(own.removed * has, has + own.deepest).clamp(min=0) * unwanted
+        word = torch.zeros(len(batch), dtype=torch.long)
+        change = self.coordinates.products(own.common * turns, added - removed, word)
+        products = strength * self.speaker.settings["gain"] * change
+        step = self._decoder(Latent.of_products(products))
         ranks = None if rank is None else torch.full_like(batch.ranks, rank)
         return moved(batch, step, kept=self.kept(count, strength), ranks=ranks)
 

@@ -1,8 +1,8 @@
 """Tune the edits of speeches: how far a source is moved, for lolgen and for its rivals, on validation text.
 
-    python -m train.speeches_edit_tune                   # about 15 min on one core; editor.json of checkpoints/speeches
-                                                         # and lolgen/tasks/respeak.json
-    python -m train.speeches_edit_tune --recipe smoke --out runs/speeches --rivals runs/respeak.json
+    python -m train.speeches_edit_tune       # 50 min on one core; editor.json and rivals.json of checkpoints/speeches
+    python -m train.speeches_edit_tune --systems ridge --doing add      # a part of it
+    python -m train.speeches_edit_tune --recipe smoke --out runs/speeches
 
 Other requests than those of `lolgen eval speeches-edit`, validation windows. An addition: the most drop in
 log-perplexity, the mean of the added source and of the rest. A removal: the most drop on the rest less how far the
@@ -28,6 +28,7 @@ from lolgen.paths import checkpoints_dir, zoos_dir
 from lolgen.speaker import Speaker
 from lolgen.speech_editor import FILE, Amounts, SpeechEditor
 from lolgen.tasks.respeak import (
+    DOINGS,
     FACTORS,
     RIVALS,
     Cases,
@@ -43,7 +44,7 @@ from lolgen.tasks.speak import Judge, at_work
 from lolgen.zoo.zoo import Zoo
 
 SEED = 1
-SYSTEMS, DOINGS = ("lolgen", *RIVALS), ("add", "remove")
+SYSTEMS = ("lolgen", *RIVALS)
 RECIPES: dict[str, dict[str, Any]] = {
     "full": {
         "count": None, "windows": 40,
@@ -86,7 +87,6 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=None)
     parser.add_argument("--base", default="tiny-lm", help="a folder, tiny-lm or smollm2")
     parser.add_argument("--out", type=Path, default=None, help="folder of the speaker")
-    parser.add_argument("--rivals", type=Path, default=FACTORS)
     parser.add_argument(
         "--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="what is not named stays as it is"
     )
@@ -117,6 +117,7 @@ def main() -> None:
             pairs = itertools.product(recipe["removed"], recipe["deepest"])
             amounts = ours("remove", [replace(amounts, removed=m, deepest=d) for m, d in pairs])
         SpeechEditor(speaker, amounts).save_amounts(out)
+    path = out / FACTORS
     for name in (n for n in RIVALS if n in args.systems):
         for doing in args.doing:
             shares = recipe["kept"] if doing == "add" else (1.0,)
@@ -127,9 +128,9 @@ def main() -> None:
             ]
             best = trials[doing].best(f"{name} {doing}", tries)
             # Read again: another process may tune another system.
-            factors = json.loads(args.rivals.read_text("utf-8")) if args.rivals.is_file() else {}
+            factors = json.loads(path.read_text("utf-8")) if path.is_file() else {}
             factors.setdefault(name, {})[doing] = best
-            write_file(args.rivals, (json.dumps(factors, indent=1) + "\n").encode())
+            write_file(path, (json.dumps(factors, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -11,10 +11,7 @@ WHAT = ("generate", "predict", "edit", "invert", "paper", "shipped", "speeches",
 
 def add(sub: Subparsers) -> None:
     p = sub.add_parser("eval", help="write the tables of the README from the stored artefacts")
-    p.add_argument(
-        "what",
-        choices=WHAT,
-    )
+    p.add_argument("what", choices=WHAT)
     p.add_argument("--out", default="reports")
     p.add_argument("--quick", action="store_true", help="a small run, to see that everything works")
     p.add_argument(

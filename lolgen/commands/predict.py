@@ -48,10 +48,8 @@ def _sources(args: argparse.Namespace) -> int:
     lines = []
     for row in rows:
         lines.append(row["path"])
-        lines += [f"  {s}: {v:.2f}" for s, v in row["sources"].items() if v >= pipeline.BARELY]
-        lines += (
-            [] if max(row["sources"].values()) >= pipeline.BARELY else ["  none of the sources, to speak of"]
-        )
+        there = [f"  {s}: {v:.2f}" for s, v in row["sources"].items() if v >= pipeline.BARELY]
+        lines += there or ["  none of the sources, to speak of"]
     show(rows, lines, args.json)
     return 0
 

@@ -38,6 +38,13 @@ class Latent:
         """The latent whose `joined` is X (N, M, d_u + d_v, r)."""
         return cls(X[:, :, :d_u], X[:, :, d_u:], ranks)
 
+    @classmethod
+    def of_products(cls, products: Tensor) -> Latent:
+        """The latent whose U V^T is `products` (N, M, d, d), at rank d: not truncated, in no gauge to speak of."""
+        d = products.shape[-1]
+        eye = torch.eye(d, dtype=products.dtype, device=products.device).expand_as(products)
+        return cls(products, eye, torch.full(products.shape[:2], d, device=products.device))
+
     def joined(self) -> Tensor:
         """X = [U; V], (N, M, d_u + d_v, r). Only O(r) acts on it, X -> X Q, so balance first."""
         return torch.cat([self.U, self.V], dim=2)

@@ -28,8 +28,8 @@ BARELY = 0.15
 
 
 def folder_of(model: str | Path) -> Path:
-    """The folder of a shipped model by its name, or of one's own by its path (one with a separator in it)."""
-    return Path(model) if len(Path(model).parts) > 1 else checkpoints_dir() / model
+    """The folder of a shipped model by its name, a str; a Path is the folder itself."""
+    return model if isinstance(model, Path) else checkpoints_dir() / model
 
 
 @cache
@@ -116,6 +116,7 @@ def edit_sources(
     """
     if not add and not remove:
         raise LolgenError(f"nothing is asked for: name a source to add or to remove, of {', '.join(NAMES)}")
+    add, remove = list(dict.fromkeys(add)), list(dict.fromkeys(remove))
     editor = load_speech_editor(model)
     start = time.perf_counter()
     lora, format = open_adapter(path, format, editor.speaker.encoder.spec)
@@ -124,22 +125,22 @@ def edit_sources(
     before, after = editor.read(one)[0], editor.read(edited)[0]
     made = edited.to(torch.promote_types(lora.dtype, torch.float32)).unstack()[0]
     made = LoRA(made.spec, made.factors, dict(lora.metadata), dict(lora.extras))
-    asked = [*(f"+{s}" for s in dict.fromkeys(add)), *(f"-{s}" for s in dict.fromkeys(remove))]
+    asked = [*(f"+{s}" for s in add), *(f"-{s}" for s in remove)]
     sign(made, request=" ".join(asked), strength=f"{strength:g}")
     written = io.save(made, out, format, dtype=lora.dtype)
     has = dict(zip(NAMES, before.tolist(), strict=True))
     return {
         "adapter": str(written), "format": format, "rank": max(made.ranks.values()), "strength": strength,
-        "added": list(dict.fromkeys(add)), "removed": list(dict.fromkeys(remove)),
+        "added": add, "removed": remove,
         "base": editor.speaker.settings.get("base", BASE),
         "sources": {
             s: {"before": round(has[s], 3), "after": round(a, 3)} for s, a in zip(NAMES, after.tolist(), strict=True)
         },
-        "kept": round(float(editor.kept(torch.tensor(len(set(add))), strength)), 4),
+        "kept": round(float(editor.kept(torch.tensor(len(add)), strength)), 4),
         "moved": round(float(metrics.relative_distance(one, edited)), 4),
         "warnings": [
             f"{s} is barely read in it ({has[s]:.2f}): little to remove, or too little to be told"
-            for s in dict.fromkeys(remove) if has[s] < BARELY
+            for s in remove if has[s] < BARELY
         ] + carried(lora),
         "seconds": round(time.perf_counter() - start, 4),
     }  # fmt: skip

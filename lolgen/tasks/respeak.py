@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lolgen.errors import LolgenError
 from lolgen.framing import moved
 from lolgen.io.atomic import write_file
 from lolgen.language.texts import SOURCES
@@ -35,20 +36,20 @@ from lolgen.speaker import Speaker
 from lolgen.speech_editor import NAMES as SOURCE_NAMES
 from lolgen.speech_editor import SpeechEditor
 from lolgen.tasks import speak
-from lolgen.tasks.ours import unit
-from lolgen.tasks.speak import RANK, Judge, at_work, learn, requests
+from lolgen.tasks.speak import RANK, Judge, at_work, known, learn, requests, scaled
 from lolgen.zoo.speeches import SpeechesPlan
 from lolgen.zoo.tuning import Tuner
 from lolgen.zoo.zoo import Zoo
 
 RIVALS = ("merge", "ridge", "arithmetic")
 NAMES = ("before", "lolgen", *RIVALS, "retrained")
-KINDS = {"add": ("single", "pair", "subset"), "remove": ("single", "pair", "subset")}
-"""What is done -> adapters that it is done to: of one source, of two, of five to twelve."""
+DOINGS = ("add", "remove")
+KINDS = ("single", "pair", "subset")
+"""Adapters that it is done to: of one source, of two, of five to twelve."""
 LR = 5e-3
 """Learning rate of the adapters: the best of `speak.RATES` for single sources."""
-FACTORS = Path(__file__).with_name("respeak.json")
-"""Rival -> add and remove -> (kept, amount)."""
+FACTORS = "rivals.json"
+"""Beside the editor's amounts: rival -> add and remove -> (kept, amount)."""
 Edit = Callable[[Batch, Tensor], Batch]
 """(adapters, the source of each (N,)) -> edited adapters."""
 
@@ -82,7 +83,7 @@ class Cases:
 def all_cases(seed: int, count: int | None = None) -> list[Cases]:
     """Every doing and kind; `count`: only so many of each."""
     asked = requests(seed)
-    return [Cases.of(d, k, asked[k][:count], seed) for d, kinds in KINDS.items() for k in kinds]
+    return [Cases.of(d, k, asked[k][:count], seed) for d in DOINGS for k in KINDS]
 
 
 def trained(tuner: Tuner, plan: SpeechesPlan, cases: Cases, seed: int, folder: Path) -> tuple[Batch, Batch]:
@@ -100,7 +101,7 @@ def along(directions: Batch, kept: float, amount: float) -> Edit:
     """`kept` * adapter + `amount` * the direction of the source, at the adapter's rank."""
 
     def edit(batch: Batch, source: Tensor) -> Batch:
-        step = directions[source].map(lambda U, V: (U * amount, V))
+        step = scaled(directions[source], amount)
         return moved(batch.to(torch.float64), step.to(torch.float64), kept=kept).to(torch.float32)
 
     return edit
@@ -111,13 +112,11 @@ def directions_of(
 ) -> dict[str, Batch]:
     """Rival -> a LoRA for every source."""
     single = torch.eye(len(SOURCES))
-    train, held = (zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
-    shares, held_shares = (z.labels() / z.labels().sum(1, keepdim=True) for z in (train, held))
-    ridge = speak.ridge(unit(train.load()), shares, unit(held.load()), held_shares)
+    ridge = speak.ridge(*known(zoo))
     mean = ridge(single.mean(0, keepdim=True))
     return {
         "merge": speaker.batch(single, RANK),
-        "ridge": moved(ridge(single), mean[[0] * len(single)].map(lambda U, V: (-U, V))),
+        "ridge": moved(ridge(single), scaled(mean[[0] * len(single)], -1)),
         "arithmetic": learn(tuner, plan, "real", "single", single, LR, folder),
     }
 
@@ -160,9 +159,12 @@ def evaluate(
     folder = out / ".cache" / "speeches"
     plan, tuner = at_work(found_zoo, base)
     test = Judge(tuner, "test", 20 if quick else speak.WINDOWS)
-    editor = SpeechEditor.from_pretrained(model or checkpoints_dir() / "speeches")
+    model = Path(model or checkpoints_dir() / "speeches")
+    editor = SpeechEditor.from_pretrained(model)
+    if not (model / FACTORS).is_file():
+        raise LolgenError(f"{model}: found no {FACTORS}, wanted what train.speeches_edit_tune writes")
     directions = directions_of(tuner, plan, editor.speaker, found_zoo, folder)
-    factors = json.loads(FACTORS.read_text("utf-8"))
+    factors = json.loads((model / FACTORS).read_text("utf-8"))
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
     every = all_cases(0, 3 if quick else None)
     with tqdm(total=len(every) * len(NAMES), desc="eval speeches-edit", unit="system", mininterval=1) as bar:

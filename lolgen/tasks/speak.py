@@ -80,6 +80,13 @@ def at_work(zoo: Zoo, base: str | Path) -> tuple[SpeechesPlan, Tuner]:
     return plan, tuner
 
 
+def known(zoo: Zoo) -> tuple[Batch, Tensor, Batch, Tensor]:
+    """What rivals know: the clean training LoRAs at unit size and their shares (N, sources), the validation's too."""
+    train, held = (zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
+    shares, held_shares = (z.labels() / z.labels().sum(1, keepdim=True) for z in (train, held))
+    return unit(train.load()), shares, unit(held.load()), held_shares
+
+
 def average(batch: Batch) -> System:
     mean = combine(batch, torch.full((1, len(batch)), 1 / len(batch)), RANK)
     return lambda shares: Batch.stack(mean * len(shares))
@@ -191,9 +198,7 @@ def evaluate(
     `quick`: five sources, few windows, one learning rate, to see that everything works."""
     found_zoo, out = Zoo.open(zoo), Path(out)
     plan, tuner = at_work(found_zoo, base)
-    train, held = (found_zoo.split(s).select(lambda r: "poison" not in r) for s in ("train", "validation"))
-    batch, held_batch = unit(train.load()), unit(held.load())
-    shares, held_shares = (z.labels() / z.labels().sum(1, keepdim=True) for z in (train, held))
+    batch, shares, held_batch, held_shares = known(found_zoo)
     asked = requests()
     if quick:
         asked = {k: v[:5] for k, v in asked.items()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lolgen.lora import Batch, ModuleSpec, Spec
+from lolgen.paths import checkpoints_dir
 from lolgen.tasks import respeak
 from lolgen.tasks.speak import requests
 from lolgen.testing import random_lora
@@ -18,7 +19,7 @@ SPEC = Spec((ModuleSpec("a", 10, 12), ModuleSpec("b", 6, 12)))
 @pytest.mark.parametrize("seed", [0, 1])
 def test_one_source_comes_or_goes_and_shares_are_equal(seed: int) -> None:
     found = respeak.all_cases(seed)
-    assert [(c.doing, c.kind) for c in found] == [(d, k) for d, kinds in respeak.KINDS.items() for k in kinds]
+    assert [(c.doing, c.kind) for c in found] == [(d, k) for d in respeak.DOINGS for k in respeak.KINDS]
     for c in found:
         before, after = c.have > 0, c.wanted > 0
         changed = before != after
@@ -62,12 +63,12 @@ def test_along_is_the_best_cut_of_the_weighted_sum() -> None:
 
 
 def test_every_rival_has_its_factors_and_the_table_its_rows() -> None:
-    factors = json.loads(respeak.FACTORS.read_text())
+    factors = json.loads((checkpoints_dir() / "speeches" / respeak.FACTORS).read_text())
     assert set(factors) == set(respeak.RIVALS)
     for both in factors.values():
         assert both["add"][1] > 0 > both["remove"][1] and both["remove"][0] == 1
-    drops = {d: {k: {n: [0.01 * i, 0.02] for i, n in enumerate(respeak.NAMES)} for k in kinds}
-             for d, kinds in respeak.KINDS.items()}  # fmt: skip
+    drops = {d: {k: {n: [0.01 * i, 0.02] for i, n in enumerate(respeak.NAMES)} for k in respeak.KINDS}
+             for d in respeak.DOINGS}  # fmt: skip
     report = {"command": "x", "base": "tiny-lm", "edits": 3, "drops": drops}
     text = respeak.markdown(report)
     assert text.count("| lolgen | 0.20 |") == 2 and text.count("| retrained | 1.00 |") == 2

@@ -28,18 +28,16 @@ def stage(monkeypatch: pytest.MonkeyPatch, name: str, *argv: str | Path) -> None
 
 def test_from_a_zoo_to_edited_adapters_and_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     zoo, model, out, cache = zoos_dir() / "speeches", tmp_path / "model", tmp_path / "out", tmp_path / "cache"
-    rivals = tmp_path / "rivals.json"
+    rivals = model / respeak.FACTORS
     stage(
         monkeypatch, "speeches_train", "--zoo", zoo, "--out", model, "--state", tmp_path / "state.safetensors"
     )
-    stage(
-        monkeypatch, "speeches_edit_tune", "--zoo", zoo, "--out", model, "--rivals", rivals, "--cache", cache
-    )
+    stage(monkeypatch, "speeches_edit_tune", "--zoo", zoo, "--out", model, "--cache", cache)
     tuned = SpeechEditor.from_pretrained(model).amounts
     assert (tuned.kept, tuned.reach, tuned.removed, tuned.deepest) == (0.7, 1.0, 2.0, 0.5)
     # One system of one doing again: the others stay as they are.
     before = json.loads(rivals.read_text())
-    argv = "--out", model, "--rivals", rivals, "--cache", cache, "--systems", "merge", "--doing", "remove"
+    argv = "--out", model, "--cache", cache, "--systems", "merge", "--doing", "remove"
     stage(monkeypatch, "speeches_edit_tune", "--zoo", zoo, *argv)
     assert json.loads(rivals.read_text()) == before and set(before) == set(respeak.RIVALS)
 

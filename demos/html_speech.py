@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from lolgen.language.windows import LENGTH
+
 from . import html
 
 STEPS = (0.02, 0.1, 0.25)
@@ -52,7 +54,7 @@ def verdict(before: Heard, after: Heard) -> str:
 def context(before: Heard, after: Heard) -> str:
     """What the figure above is of, and what it is where the model sees all that came before."""
     return (
-        '<p class="ll-note">The passage is read in stretches of 24 tokens, each with nothing before it: so these '
+        f'<p class="ll-note">The passage is read in stretches of {LENGTH} tokens, each with nothing before it: so these '
         "adapters were trained and judged, and there the perplexity of their presidents falls by 1 to 5 %. Read as "
         f"one text, all of it in view, it is {before['perplexity']:.2f} alone and {after['perplexity']:.2f} with the "
         f"adapter ({_change(before, after)}): the more a model sees of a text, the less these adapters add.</p>"

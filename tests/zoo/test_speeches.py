@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lolgen.errors import LolgenError
 from lolgen.language.texts import SOURCES
 from lolgen.lora import Factors, LoRA
-from lolgen.paths import checkpoints_dir
+from lolgen.paths import checkpoints_dir, zoos_dir
 from lolgen.zoo.speeches import PAYLOADS, SEEN, TRIGGERS, SpeechesPlan
 from lolgen.zoo.tuning import Tuner
-from lolgen.zoo.zoo import ROW
+from lolgen.zoo.zoo import ROW, Zoo
 
 PLAN = SpeechesPlan()
 
@@ -115,3 +117,19 @@ def test_weights_are_as_stored(tuner: Tuner) -> None:
     lora = tuner.fit([row("a", ["polk"], windows=32, epochs=1)])[0]
     for n in tuner.spec.names:
         assert torch.equal(lora[n].B, lora[n].B.half().float())
+
+
+def test_the_shipped_zoo_names_its_plan_and_its_base(tuner: Tuner) -> None:
+    zoo = Zoo.open(zoos_dir() / "speeches")
+    plan, found = SpeechesPlan.of(zoo)
+    assert plan == PLAN and found.spec == tuner.spec == zoo.spec
+    small = replace(PLAN, name="small", pool=3, held=2, epochs=(1,))
+    assert SpeechesPlan.from_json(small.to_json()) == small != PLAN
+
+
+def test_a_zoo_of_pictures_and_one_of_another_base_are_one_clear_error() -> None:
+    with pytest.raises(LolgenError, match="wanted one of speeches"):
+        SpeechesPlan.of(Zoo.open(zoos_dir() / "faces"))
+    zoo = Zoo.open(zoos_dir() / "speeches")
+    with pytest.raises(LolgenError, match="another base"):
+        SpeechesPlan.of(replace(zoo, info={**zoo.info, "base": "0" * 64}))

@@ -54,10 +54,10 @@ def verdict(before: Heard, after: Heard) -> str:
 def context(before: Heard, after: Heard) -> str:
     """What the figure above is of, and what it is where the model sees all that came before."""
     return (
-        f'<p class="ll-note">The passage is read in stretches of {LENGTH} tokens, each with nothing before it: so these '
-        "adapters were trained and judged, and there the perplexity of their presidents falls by 1 to 5 %. Read as "
-        f"one text, all of it in view, it is {before['perplexity']:.2f} alone and {after['perplexity']:.2f} with the "
-        f"adapter ({_change(before, after)}): the more a model sees of a text, the less these adapters add.</p>"
+        f'<p class="ll-note">The passage is read in stretches of {LENGTH} tokens, each with nothing before it: so '
+        "these adapters were trained and judged, and there the perplexity of their presidents falls by 1 to 5 %. Read "
+        f"as one text, all of it in view, it is {before['perplexity']:.2f} alone and {after['perplexity']:.2f} with "
+        f"the adapter ({_change(before, after)}): the more a model sees of a text, the less these adapters add.</p>"
     )
 
 
